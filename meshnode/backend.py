@@ -1,0 +1,25 @@
+"""What can answer a request: a local worker, a peer, a Backend.AI service, another OpenAI-compatible server.
+
+All four look the same from here, so that the caller never knows which it got. `tests/backend_suite.py` is the one suite that
+runs over every kind.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from meshnode.inference import Event, Request
+
+Events = AsyncIterator[tuple[Event, ...]]
+"""Non-empty batches of the events that are ready now, in order; the last batch ends with `End`.
+
+Raises a `RequestError` or a `ServingError` when there will be no `End`."""
+
+
+class Backend(Protocol):
+    def submit(self, request: Request) -> AbstractAsyncContextManager[Events]:
+        """Start `request`; its events come from the value of the `async with`.
+
+        Leaving the block before `End`, for any reason, cancels the work within 100 ms. Entering may raise as iterating does.
+        """
+        ...

@@ -1,0 +1,50 @@
+"""What one node believes of another: the view that status and routing read (pure).
+
+Two verdicts, kept apart (design D9): `state` is the mesh's (agreed); `routable` is ours alone, instant and never gossiped.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from meshnode.names import ModelDigest, NodeId
+from meshnode.wire.messages import ModelState
+
+
+class State(StrEnum):
+    ALIVE = "alive"
+    LEFT = "left"
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A model as its holder's record describes it: the slow facts. Gossiped as the key `model/<digest hex>`."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    digest: ModelDigest
+    size: int = 0
+    """Of the file, in bytes."""
+    context_length: int = 0
+    slots: int = 0
+    origin: str = ""
+    """Empty for the node's own worker, else the bridge's name."""
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """One node as seen from here, ourselves included. Times are seconds on the engine's clock."""
+
+    id: NodeId
+    name: str
+    state: State
+    routable: bool
+    reason: str
+    """Why it is not routable, in words with the evidence; empty when it is."""
+    last_seen: float | None
+    """When the last frame came over its own link; None: never."""
+    addr: str = ""
+    rtt_ms: float | None = None
+    version: str = ""
+    epoch: int = 0
+    models: tuple[Model, ...] = ()
+    load: tuple[ModelState, ...] = ()
+    load_at: float = 0.0

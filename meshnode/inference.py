@@ -1,0 +1,147 @@
+"""The one internal form of a request and of its answer: api, wire, dispatch, worker and bridges all speak it (pure).
+
+A client's JSON becomes a `Request` at the node that it asked, and never travels further as JSON. The answer is a sequence of
+events: any number of `Progress` and `Chunk`, then one `End`; a failure is an exception of `meshnode.errors` instead of `End`.
+The types are msgspec structs because they cross process and machine borders; unknown fields of a newer peer are ignored.
+"""
+
+from enum import IntEnum, StrEnum
+
+import msgspec
+
+
+class Priority(IntEnum):
+    INTERACTIVE = 0
+    DEFAULT = 1
+    BATCH = 2
+
+
+class Finish(StrEnum):
+    """Why a choice ended; the words of OpenAI's `finish_reason`."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+
+
+class Phase(StrEnum):
+    """What a request that has no token yet is waiting for."""
+
+    QUEUED = "queued"
+    LOADING = "loading"
+    PREFILL = "prefill"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of a conversation. `name`, `tool_calls` and `tool_call_id` are OpenAI's; tool calls stay JSON text."""
+
+    role: str
+    content: str
+    name: str | None = None
+    tool_calls: str | None = None
+    tool_call_id: str | None = None
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are drawn. None means the worker's default for the model."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    """Of the answer, per choice; None means until the context is full."""
+    stop: tuple[str, ...] = ()
+
+
+class Logprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Asked for: the log-probability of each token, and of the `top` likeliest ones."""
+
+    top: int = 0
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """`kind` is text, json_object or json_schema; `schema` is JSON text."""
+
+    kind: str = "text"
+    schema: str | None = None
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True):
+    """Continue an answer that another node began: replay `token_ids` in silence, then emit only text beyond `emitted_chars`."""
+
+    token_ids: tuple[int, ...]
+    emitted_chars: int
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation to run. `id` is unique in the mesh and is what logs and `x-request-id` show."""
+
+    id: str
+    model: str
+    """As resolved: a model's name, without `@node` or aliases of other nodes."""
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    n: int = 1
+    tools: str | None = None
+    """JSON text of OpenAI's `tools`."""
+    tool_choice: str | None = None
+    response_format: ResponseFormat = ResponseFormat()
+    logprobs: Logprobs | None = None
+    priority: Priority = Priority.DEFAULT
+    deadline_ms: int | None = None
+    """How long the caller will still wait, counted from when the request was sent on."""
+    caller: str = ""
+    """Entry node and API key id, for fairness only."""
+    hops: int = 0
+    """0 at the entry node, 1 at a peer; a request with 1 is never forwarded."""
+    worker_deaths: int = 0
+    """How many workers died under it (security rule 15)."""
+    resume: Resume | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Token counts. `cached_tokens` of the prompt were found in the KV cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Where the time went, in milliseconds, measured by the worker."""
+
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="progress"):
+    """Still at it: sent at least every few seconds before the first token, so that a busy node can be told from a dead one."""
+
+    phase: Phase
+    done: int = 0
+    total: int = 0
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chunk"):
+    """A piece of choice `choice`. `text` may be empty while a character or a possible stop string is held back.
+
+    `token_ids` are the tokens drawn since the last chunk, held-back text included. `finish` is set on the choice's last chunk.
+    """
+
+    choice: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish: Finish | None = None
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end"):
+    """The answer is complete: every choice has had its `finish`."""
+
+    usage: Usage
+    timings: Timings = Timings()
+
+
+Event = Progress | Chunk | End
