@@ -9,7 +9,7 @@ from typing import NewType
 NodeId = NewType("NodeId", bytes)
 """First 16 bytes of SHA-256 over the node's raw Ed25519 public key."""
 MeshId = NewType("MeshId", bytes)
-"""First 8 bytes of SHA-256 over the raw public key of the mesh's certificate authority: for display and sorting, never for trust."""
+"""First 8 bytes of SHA-256 over the public key of the mesh's certificate authority: for display and sorting, never for trust."""
 ModelDigest = NewType("ModelDigest", bytes)
 """32 bytes, see `worker/digest.py`; empty for a model without known weights (behind a bridge)."""
 

@@ -166,4 +166,3 @@ class Credit(msgspec.Struct, frozen=True, array_like=True, tag=23):
 Gossip = Ping | Pong | Delta | Leave
 Data = Open | Body | StreamProgress | StreamChunk | StreamEnd | StreamError | Cancel | Credit
 Frame = Hello | Gossip | Data
-
