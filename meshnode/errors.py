@@ -19,6 +19,7 @@
     │   ├── ModelUnavailable    503: known, and nowhere up now
     │   ├── Overloaded          503
     │   ├── WorkerFailed        502: the child process died or could not start
+    │   ├── WorkerCrashed       500: two workers died under one request, which is taken to be the cause
     │   ├── LinkLost            502: the peer went away
     │   ├── DeadlineExceeded    504
     │   └── InternalError       500: a bug of ours
@@ -144,6 +145,11 @@ class WorkerFailed(ServingError):
     code = "worker_failed"
 
 
+class WorkerCrashed(ServingError):
+    code = "worker_crashed"
+    retryable = False
+
+
 class LinkLost(ServingError):
     status = 502
     code = "link_lost"
@@ -174,7 +180,7 @@ _CROSSING: dict[str, type[MeshnodeError]] = {
     error.code: error
     for error in (
         InvalidRequest, Unsupported, ContextTooLong, Forbidden, ModelNotFound, BodyTooLarge,
-        ModelUnavailable, Overloaded, WorkerFailed, LinkLost, DeadlineExceeded, InternalError,
+        ModelUnavailable, Overloaded, WorkerFailed, WorkerCrashed, LinkLost, DeadlineExceeded, InternalError,
     )
 }  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""PURE: which nodes can answer for a model, and which of them shall."""

@@ -1,0 +1,170 @@
+"""One request from resolved model to last event: choose, reserve, submit, and try elsewhere while that is still honest.
+
+An answer may move to another node until its first chunk has been passed on; after that a loss is an error, because the caller has
+read text that another node would write differently. Each attempt holds one reservation, from the choice until the backend's block
+is left, and `_attempt` is the only place that makes one.
+"""
+
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+
+import msgspec
+
+from meshnode.backend import Backend, Events
+from meshnode.errors import InternalError, ModelUnavailable, ServingError, WorkerCrashed, WorkerFailed
+from meshnode.gossip.member import Member
+from meshnode.inference import Chunk, Event, Request
+from meshnode.names import NodeId
+from meshnode.routing.policy import least_connections
+from meshnode.routing.table import RETRY_AFTER_S, Candidate, route, unambiguous
+
+MAX_ATTEMPTS = 3
+"""One try and at most two more: beyond that a request that harms nodes only spreads."""
+MAX_WORKER_DEATHS = 2
+"""A request under which two workers died is taken to be the cause (security rule 15)."""
+
+
+class Dispatcher:
+    """Runs requests on whichever backend shall answer them. `backend_of` may raise a ServingError for a peer just lost."""
+
+    def __init__(
+        self,
+        *,
+        me: NodeId,
+        members: Callable[[], tuple[Member, ...]],
+        backend_of: Callable[[Candidate], Backend],
+        rng: random.Random,
+    ) -> None:
+        self.me = me
+        self._members = members
+        self._backend_of = backend_of
+        self._rng = rng
+        self._in_flight: Counter[NodeId] = Counter()
+
+    @asynccontextmanager
+    async def submit(self, request: Request) -> AsyncIterator["Answer"]:
+        """Answer `request` somewhere in the mesh. Raises as `routing.table.route`; leaving the block cancels the work."""
+        async with AsyncExitStack() as attempt:
+            answer = Answer(self, request, attempt)
+            await answer.start()
+            yield answer
+
+    def serve(self, request: Request, _peer: NodeId) -> AbstractAsyncContextManager[Events]:
+        """Answer a peer's request on our own backends: nothing is forwarded twice."""
+        return self._serve(msgspec.structs.replace(request, hops=1))
+
+    @asynccontextmanager
+    async def _serve(self, request: Request) -> AsyncIterator[Events]:
+        async with self.submit(request) as answer:
+            yield answer.events
+
+    def candidates(self, request: Request, tried: frozenset[NodeId]) -> tuple[Candidate, ...]:
+        """Who may still be asked. Raises when nobody could be asked even at first."""
+        found = route(request.model, self._members(), me=self.me, only_local=request.hops > 0)
+        return tuple(candidate for candidate in found.candidates if candidate.node not in tried)
+
+    def choose(self, request: Request, tried: frozenset[NodeId]) -> tuple[Candidate, str] | None:
+        return least_connections(self.candidates(request, tried), self._in_flight, self._rng)
+
+    @contextmanager
+    def reserve(self, candidate: Candidate) -> Iterator[Backend]:
+        """Count the request against the node at once, before any gossip can tell, and until the attempt is over."""
+        self._in_flight[candidate.node] += 1
+        try:
+            yield self._backend_of(candidate)
+        finally:
+            self._in_flight[candidate.node] -= 1
+
+
+class Answer:
+    """An answer under way: iterate `events`.
+
+    `node`, `model` and `reason` are final once a Chunk has come, and until then name the attempt that is running.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, request: Request, attempt: AsyncExitStack) -> None:
+        self.node = ""
+        self.model = request.model
+        self.reason = ""
+        self._dispatcher = dispatcher
+        self._request = request
+        self._attempt_stack = attempt
+        self._tried: frozenset[NodeId] = frozenset()
+        self._source: Events | None = None
+        self._begun = False
+        self._failure: ServingError | None = None
+
+    @property
+    def events(self) -> Events:
+        return self
+
+    def __aiter__(self) -> "Answer":
+        return self
+
+    async def __anext__(self) -> tuple[Event, ...]:
+        while True:
+            if self._source is None:
+                await self.start()
+            assert self._source is not None
+            try:
+                batch = await anext(self._source)
+            except ServingError as error:
+                await self._give_up(error)
+                continue
+            self._begun = self._begun or any(isinstance(event, Chunk) for event in batch)
+            return batch
+
+    async def start(self) -> None:
+        """Begin attempts until one is accepted; raises the last failure when nobody is left to ask."""
+        while self._source is None:
+            candidate, reason = self._next_candidate()
+            self._tried |= {candidate.node}
+            self.node, self.model = candidate.node_name, candidate.model
+            self.reason = f"failover;retry={len(self._tried) - 1}" if len(self._tried) > 1 else reason
+            try:
+                await self._attempt(candidate)
+            except ServingError as error:
+                await self._give_up(error)
+
+    async def _attempt(self, candidate: Candidate) -> None:
+        backend = self._attempt_stack.enter_context(self._dispatcher.reserve(candidate))
+        if candidate.local:
+            request = msgspec.structs.replace(self._request, model=candidate.model)
+        else:
+            request = msgspec.structs.replace(self._request, model=unambiguous(candidate), hops=1)
+        self._source = await self._attempt_stack.enter_async_context(backend.submit(request))
+
+    def _next_candidate(self) -> tuple[Candidate, str]:
+        try:
+            chosen = self._dispatcher.choose(self._request, self._tried)
+        except ModelUnavailable as nobody:
+            # The failed attempt says more than "nowhere up", except that only the latter tells when to come back.
+            if self._failure and self._failure.retry_after is None:
+                raise nobody from self._failure
+            raise self._failure or nobody from None
+        if chosen is None or len(self._tried) >= MAX_ATTEMPTS:
+            raise self._exhausted()
+        return chosen
+
+    def _exhausted(self) -> ServingError:
+        """Every holder was asked and failed: to the caller that is 503, come back later, with the last failure's words."""
+        failure = self._failure or InternalError("No node was asked.")
+        if not failure.retryable or failure.retry_after is not None:
+            return failure
+        message = f"No node could answer (tried {len(self._tried)}): {failure.message}"
+        return ModelUnavailable(message, hint=failure.hint, retry_after=RETRY_AFTER_S)
+
+    async def _give_up(self, error: ServingError) -> None:
+        """End the failed attempt; raise `error` when the answer may not move any more."""
+        self._source = None
+        self._failure = error
+        await self._attempt_stack.aclose()
+        if self._begun or not error.retryable:
+            raise error
+        if isinstance(error, WorkerFailed):
+            deaths = self._request.worker_deaths + 1
+            self._request = msgspec.structs.replace(self._request, worker_deaths=deaths)
+            if deaths >= MAX_WORKER_DEATHS:
+                raise WorkerCrashed(f"{deaths} workers failed under this request: {error.message}") from error

@@ -1,0 +1,187 @@
+"""From what the members say of their models to the candidates for one request (pure).
+
+Names (design D23): one digest under several names is one model with aliases. One name over several digests means the digest that
+most nodes hold (tie: the larger file); the others are reached as `name#8hex`. `model@node` pins a request to one node, given by
+its name or by the beginning of its id.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+import msgspec
+
+from meshnode.errors import ModelNotFound, ModelUnavailable
+from meshnode.gossip.member import Member, Model, State
+from meshnode.names import ModelDigest, NodeId, printable, short
+from meshnode.wire.messages import ModelState
+
+RETRY_AFTER_S = 5.0
+"""A node that restarts is back within seconds: a guess, in the range 1 to 120 that the official clients honour."""
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that could serve the request now. `model` is what that node calls the weights."""
+
+    node: NodeId
+    node_name: str
+    model: str
+    digest: ModelDigest
+    load: ModelState | None
+    rtt_ms: float | None
+    local: bool
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """A resolved model: the name it is served under, and who can serve it now (at least one)."""
+
+    model: str
+    digest: ModelDigest
+    candidates: tuple[Candidate, ...]
+
+
+class Listing(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of the mesh, once, however many nodes hold it."""
+
+    id: str
+    aliases: tuple[str, ...]
+    digest: ModelDigest
+    size: int
+    context_length: int
+    nodes: tuple[str, ...]
+    """Names of the nodes that can serve it now, sorted."""
+
+
+Holding = tuple[Member, Model]
+
+
+def route(wanted: str, members: Iterable[Member], *, me: NodeId, only_local: bool = False) -> Route:
+    """Who can serve `wanted` now. Raises ModelNotFound (nobody knows it) or ModelUnavailable (known, and nowhere up)."""
+    members = tuple(members)
+    holdings = [(member, model) for member in members for model in member.models]
+    name, pin = _split_pin(wanted, holdings, members)
+    digest = _digest_of(name, holdings)
+    if digest is None:
+        raise _unknown(wanted, name, holdings, members)
+    held = [
+        (member, model)
+        for member, model in holdings
+        if model.digest == digest and _answers_to(model, name, pin) and (pin is None or _is_called(member, pin))
+    ]
+    if not held:
+        nodes = ", ".join(sorted({member.name for member, model in holdings if model.digest == digest}))
+        raise ModelNotFound(f"Node `{pin}` does not have the model `{name}`.", hint=f"It is on: {nodes}.", param="model")
+    up = [holding for holding in held if holding[0].routable and (not only_local or holding[0].id == me)]
+    ready = [holding for holding in up if _state(holding) in {"ready", ""}]
+    if not ready:
+        raise ModelUnavailable(_why_not(wanted, held, up), retry_after=RETRY_AFTER_S)
+    return Route(model=name, digest=digest, candidates=tuple(_candidate(member, model, me) for member, model in ready))
+
+
+def unambiguous(candidate: Candidate) -> str:
+    """The name to send to the candidate: with the digest, for it may know other weights under the bare name."""
+    return f"{candidate.model}#{short(candidate.digest)}" if candidate.digest else candidate.model
+
+
+def listings(members: Iterable[Member]) -> tuple[Listing, ...]:
+    """Every model that some routable node serves, by id."""
+    holdings = [(member, model) for member in members if member.routable for model in member.models]
+    listed = {}
+    for _, model in holdings:
+        identity = _public_name(model, holdings)
+        same = [(member, other) for member, other in holdings if other.digest == model.digest and model.digest] or [
+            (member, other) for member, other in holdings if other.name == model.name and not other.digest
+        ]
+        names = {name for _, other in same for name in (other.name, *other.aliases)}
+        listed[model.digest or model.name] = Listing(
+            id=identity,
+            aliases=tuple(sorted(names - {identity})),
+            digest=model.digest,
+            size=model.size,
+            context_length=max(other.context_length for _, other in same),
+            nodes=tuple(sorted({member.name for member, _ in same})),
+        )
+    return tuple(sorted(listed.values(), key=lambda listing: listing.id))
+
+
+def _names(model: Model) -> tuple[str, ...]:
+    return (model.name, *model.aliases, f"{model.name}#{short(model.digest)}")
+
+
+def _answers_to(model: Model, name: str, pin: str | None) -> bool:
+    """With no digest (behind a bridge) only an equal name is the same model; and a pinned name must be that node's own."""
+    return bool(model.digest and pin is None) or name in _names(model)
+
+
+def _is_called(member: Member, pin: str) -> bool:
+    return member.name == pin or (len(pin) >= 8 and member.id.hex().startswith(pin))
+
+
+def _split_pin(wanted: str, holdings: list[Holding], members: tuple[Member, ...]) -> tuple[str, str | None]:
+    """A model's name may hold an @ itself, so the whole is tried as a name first."""
+    name, at, pin = wanted.rpartition("@")
+    if not at or any(wanted in _names(model) for _, model in holdings):
+        return wanted, None
+    if not any(_is_called(member, pin) for member in members):
+        nodes = ", ".join(sorted(member.name for member in members))
+        raise ModelNotFound(f"No node is called `{printable(pin, 128)}`.", hint=f"The mesh has: {nodes}.", param="model")
+    return name, pin
+
+
+def _digest_of(name: str, holdings: list[Holding]) -> ModelDigest | None:
+    """The weights that `name` means; the empty digest for a model behind a bridge; None when nobody has the name."""
+    holders = Counter(model.digest for _, model in holdings if name in _names(model))
+    if not holders:
+        return None
+    sizes = {model.digest: model.size for _, model in holdings}
+    return max(holders, key=lambda digest: (holders[digest], sizes[digest], digest))
+
+
+def _public_name(model: Model, holdings: list[Holding]) -> str:
+    """The most used name of these weights, with the digest where the bare name means other weights."""
+    names = Counter(other.name for _, other in holdings if other.digest == model.digest and model.digest)
+    name = max(names, key=lambda each: (names[each], each)) if names else model.name
+    return name if _digest_of(name, holdings) == model.digest else f"{name}#{short(model.digest)}"
+
+
+def _live(member: Member, model: Model) -> ModelState | None:
+    return next((load for load in member.load if load.digest == model.digest and load.name == model.name), None)
+
+
+def _state(holding: Holding) -> str:
+    load = _live(*holding)
+    return load.state if load else ""
+
+
+def _candidate(member: Member, model: Model, me: NodeId) -> Candidate:
+    return Candidate(
+        node=member.id,
+        node_name=member.name,
+        model=model.name,
+        digest=model.digest,
+        load=_live(member, model),
+        rtt_ms=member.rtt_ms,
+        local=member.id == me,
+    )
+
+
+def _why_not(wanted: str, held: list[Holding], up: list[Holding]) -> str:
+    states = [f"{member.name}: {_state((member, model))}" for member, model in up] or [
+        f"{member.name}: {'left the mesh' if member.state is State.LEFT else member.reason or 'not this node'}"
+        for member, _ in held
+    ]
+    return f"The model `{printable(wanted, 128)}` is known, but no node can serve it now ({', '.join(states)})."
+
+
+def _unknown(wanted: str, name: str, holdings: list[Holding], members: tuple[Member, ...]) -> ModelNotFound | ModelUnavailable:
+    """A model that is still being loaded has no record yet, only a state in its node's heartbeat: that is no 404."""
+    waiting = [(member, load) for member in members if member.routable for load in member.load if load.name == name]
+    if waiting:
+        states = ", ".join(f"{member.name}: {load.state}" for member, load in waiting)
+        return ModelUnavailable(f"The model `{printable(wanted, 128)}` is not ready ({states}).", retry_after=RETRY_AFTER_S)
+    known = sorted({each for _, model in holdings for each in (model.name, *model.aliases)})
+    near = get_close_matches(name, known, n=3, cutoff=0.4) or known[:5]
+    hint = f"Nearest: {', '.join(near)}." if near else "No node of the mesh has a model yet; see `meshnode status`."
+    return ModelNotFound(
+        f"The model `{printable(wanted, 128)}` does not exist on any node of this mesh.", hint=hint, param="model"
+    )

@@ -1,0 +1,123 @@
+"""Fakes that ship, for our tests and for yours: honest ones, which keep the rules of the interface that they stand for."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+import trio
+
+from meshnode.backend import Events
+from meshnode.errors import MeshnodeError
+from meshnode.gossip.member import Member, Model, State
+from meshnode.inference import Chunk, End, Event, Finish, Phase, Progress, Request, Usage
+from meshnode.names import ModelDigest, NodeId
+from meshnode.wire.messages import ModelState
+
+
+class FakeWorker:
+    """A Backend that says `words`, one a step, `delay` seconds apart, after `delay` seconds of prefill; then raises or ends.
+
+    `fail_after` words it raises `failure()` (0: before the first). `requests`, `steps` and `cancelled` tell what happened to it.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str] = ("Hello", " from", " a", " fake", " worker", "."),
+        *,
+        delay: float = 0.0,
+        fail_after: int | None = None,
+        failure: Callable[[], MeshnodeError] | None = None,
+    ) -> None:
+        self.words = tuple(words)
+        self.delay = delay
+        self.fail_after = fail_after
+        self.failure = failure
+        self.requests: list[Request] = []
+        self.steps = 0
+        self.cancelled = 0
+
+    @asynccontextmanager
+    async def submit(self, request: Request) -> AsyncIterator[Events]:
+        self.requests.append(request)
+        events = _FakeEvents(self, request)
+        try:
+            yield events
+        finally:
+            if not events.ended:
+                self.cancelled += 1
+
+
+class _FakeEvents:
+    """The position is advanced only after the wait, so that a cancelled wait loses nothing."""
+
+    def __init__(self, worker: FakeWorker, request: Request) -> None:
+        self.ended = False
+        self._worker = worker
+        self._limit = request.sampling.max_tokens
+        self._prompt = sum(len(message.content.split()) for message in request.messages)
+        self._said = -1
+
+    def __aiter__(self) -> "_FakeEvents":
+        return self
+
+    async def __anext__(self) -> tuple[Event, ...]:
+        if self.ended:
+            raise StopAsyncIteration
+        await trio.sleep(self._worker.delay)
+        if self._said == -1:
+            self._said = 0
+            return (Progress(phase=Phase.PREFILL, done=self._prompt, total=self._prompt),)
+        if self._said == self._worker.fail_after and self._worker.failure:
+            self.ended = True
+            raise self._worker.failure()
+        return self._step()
+
+    def _step(self) -> tuple[Event, ...]:
+        words = self._worker.words[: self._limit]
+        index = self._said
+        self._said += 1
+        self._worker.steps += 1
+        if self._said < len(words):
+            return (Chunk(choice=0, text=words[index], token_ids=(index,)),)
+        self.ended = True
+        finish = Finish.STOP if len(words) == len(self._worker.words) else Finish.LENGTH
+        usage = Usage(prompt_tokens=self._prompt, completion_tokens=len(words))
+        return (Chunk(choice=0, text=words[index], token_ids=(index,), finish=finish), End(usage=usage))
+
+
+def fake_member(
+    name: str,
+    *models: str,
+    routable: bool = True,
+    reason: str = "",
+    active: int = 0,
+    slots: int = 4,
+    weights: str = "",
+    size: int = 1000,
+) -> Member:
+    """A member as the gossip engine would show it; equal `weights` (default: the model's name) give equal digests."""
+    held = tuple(
+        Model(
+            name=model,
+            digest=ModelDigest((weights or model).encode().ljust(32, b"\0")),
+            size=size,
+            context_length=1024,
+            slots=slots,
+        )
+        for model in models
+    )
+    return Member(
+        id=NodeId(name.encode().ljust(16, b"\0")),
+        name=name,
+        state=State.ALIVE,
+        routable=routable,
+        reason=reason,
+        last_seen=0.0,
+        models=held,
+        load=tuple(ModelState(name=model.name, digest=model.digest, state="ready", active=active, slots=slots) for model in held),
+    )
+
+
+def renamed(member: Member, *models: Model) -> Member:
+    """`member` with other models and no live load."""
+    return msgspec.structs.replace(member, models=models, load=())

@@ -1,0 +1,186 @@
+"""Failover, reservation and cancellation over fakes; the time is trio's, and never slept for real."""
+
+import random
+from collections.abc import Callable
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from meshnode.backend import Backend
+from meshnode.dispatch import Answer, Dispatcher
+from meshnode.errors import (
+    InvalidRequest,
+    LinkLost,
+    MeshnodeError,
+    ModelNotFound,
+    ModelUnavailable,
+    Overloaded,
+    WorkerCrashed,
+    WorkerFailed,
+)
+from meshnode.gossip.member import Member
+from meshnode.inference import Chunk, Message, Request
+from meshnode.routing.table import Candidate
+from meshnode.testing import FakeWorker, fake_member
+
+ASK = Request(id="r1", model="m", messages=(Message(role="user", content="Say something."),))
+
+
+def dispatcher(
+    workers: dict[str, FakeWorker], *, me: str = "entry", members: Callable[[], tuple[Member, ...]] | None = None
+) -> Dispatcher:
+    everyone = (fake_member(me), *(fake_member(name, "m") for name in workers if name != me))
+    if me in workers:
+        everyone = (fake_member(me, "m"), *everyone[1:])
+
+    def backend_of(candidate: Candidate) -> Backend:
+        return workers[candidate.node_name]
+
+    return Dispatcher(me=everyone[0].id, members=members or (lambda: everyone), backend_of=backend_of, rng=random.Random(1))
+
+
+def failing(failure: Callable[[], MeshnodeError], after: int = 0) -> FakeWorker:
+    return FakeWorker(fail_after=after, failure=failure)
+
+
+async def text_of(answer: Answer) -> str:
+    return "".join([event.text async for batch in answer.events for event in batch if isinstance(event, Chunk)])
+
+
+async def test_an_answer_says_who_gave_it() -> None:
+    async with dispatcher({"a": FakeWorker()}).submit(ASK) as answer:
+        assert await text_of(answer) == "Hello from a fake worker."
+
+        assert (answer.node, answer.model, answer.reason) == ("a", "m", "only-holder")
+
+
+async def test_a_failure_before_the_first_chunk_is_answered_by_the_other_holder() -> None:
+    workers = {"bad": failing(lambda: LinkLost("gone")), "good": FakeWorker(["fine"])}
+    for _ in range(4):  # the order of asking is drawn
+        async with dispatcher(workers).submit(ASK) as answer:
+            assert await text_of(answer) == "fine"
+            assert answer.node == "good"
+
+    assert workers["bad"].requests
+    assert workers["bad"].cancelled == 0
+
+
+async def test_a_retried_answer_says_so() -> None:
+    workers = {"entry": failing(lambda: Overloaded("full")), "other": FakeWorker(["fine"])}
+    async with dispatcher(workers).submit(ASK) as answer:
+        await text_of(answer)
+
+    assert answer.reason == "failover;retry=1"
+
+
+async def test_a_failure_after_the_first_chunk_is_the_callers_to_see() -> None:
+    workers = {"entry": failing(lambda: LinkLost("gone"), after=2), "other": FakeWorker(["fine"])}
+    with pytest.raises(LinkLost, match="gone"):
+        async with dispatcher(workers).submit(ASK) as answer:
+            await text_of(answer)
+
+    assert not workers["other"].requests
+
+
+async def test_when_every_holder_failed_the_caller_is_told_to_come_back() -> None:
+    workers = {"a": failing(lambda: LinkLost("lost a")), "b": failing(lambda: LinkLost("lost b"))}
+    with pytest.raises(ModelUnavailable, match=r"tried 2.*lost") as caught:
+        async with dispatcher(workers).submit(ASK) as answer:
+            await text_of(answer)
+
+    assert caught.value.retry_after is not None
+
+
+async def test_at_most_three_nodes_are_asked() -> None:
+    workers = {name: failing(lambda: LinkLost("gone")) for name in "abcde"}
+    with pytest.raises(ModelUnavailable):
+        async with dispatcher(workers).submit(ASK) as answer:
+            await text_of(answer)
+
+    assert sum(len(worker.requests) for worker in workers.values()) == 3
+
+
+async def test_the_callers_own_mistake_is_not_tried_elsewhere() -> None:
+    workers = {"entry": failing(lambda: InvalidRequest("no such thing", param="x")), "b": FakeWorker()}
+    with pytest.raises(InvalidRequest):
+        async with dispatcher(workers).submit(ASK) as answer:
+            await text_of(answer)
+
+    assert not workers["b"].requests
+
+
+async def test_a_request_under_which_two_workers_died_is_stopped() -> None:
+    workers = {name: failing(lambda: WorkerFailed("killed by signal 11")) for name in "abc"}
+    with pytest.raises(WorkerCrashed, match="2 workers"):
+        async with dispatcher(workers).submit(ASK) as answer:
+            await text_of(answer)
+
+    assert sorted(request.worker_deaths for worker in workers.values() for request in worker.requests) == [0, 1]
+
+
+async def test_a_holder_that_vanished_meanwhile_leaves_503() -> None:
+    here = fake_member("entry")
+    views = [(here, fake_member("a", "m")), (here, fake_member("a", "m", routable=False, reason="link lost"))]
+    broken = dispatcher({"a": failing(lambda: LinkLost("gone"))}, members=lambda: views.pop(0) if len(views) > 1 else views[0])
+    with pytest.raises(ModelUnavailable, match="link lost") as caught:
+        async with broken.submit(ASK) as answer:
+            await text_of(answer)
+
+    assert caught.value.retry_after is not None
+
+
+async def test_an_unknown_model_is_refused_at_once() -> None:
+    with pytest.raises(ModelNotFound):
+        async with dispatcher({"a": FakeWorker()}).submit(msgspec.structs.replace(ASK, model="nope")):
+            pass
+
+
+async def test_a_peer_gets_the_name_with_the_digest_and_one_hop() -> None:
+    workers = {"entry": FakeWorker(), "a": FakeWorker()}
+    both = dispatcher(workers)
+    async with both.submit(msgspec.structs.replace(ASK, model="m@a")) as answer:
+        await text_of(answer)
+    async with both.submit(msgspec.structs.replace(ASK, model="m@entry")) as answer:
+        await text_of(answer)
+
+    assert (workers["a"].requests[0].model, workers["a"].requests[0].hops) == ("m#6d000000", 1)
+    assert (workers["entry"].requests[0].model, workers["entry"].requests[0].hops) == ("m", 0)
+
+
+async def test_a_forwarded_request_is_never_forwarded_again() -> None:
+    workers = {"other": FakeWorker()}
+    relay = dispatcher(workers)
+    with pytest.raises(ModelUnavailable):
+        async with relay.serve(ASK, fake_member("other").id) as events:
+            await anext(events)
+
+    assert not workers["other"].requests
+
+
+async def test_leaving_early_cancels_the_work_and_releases_the_reservation(autojump_clock: MockClock) -> None:
+    workers = {"a": FakeWorker(delay=1.0), "b": FakeWorker(delay=1.0)}
+    both = dispatcher(workers)
+    for _ in range(2):
+        async with both.submit(ASK) as answer:
+            await anext(answer.events)
+
+    assert sum(worker.cancelled for worker in workers.values()) == 2
+    assert all(candidate.node not in +both._in_flight for candidate in both.candidates(ASK, frozenset()))
+
+
+async def test_requests_under_way_push_the_next_one_to_the_other_node(autojump_clock: MockClock) -> None:
+    workers = {"a": FakeWorker(delay=1.0), "b": FakeWorker(delay=1.0)}
+    both = dispatcher(workers)
+    async with both.submit(ASK), both.submit(ASK), both.submit(ASK), both.submit(ASK):
+        assert [len(worker.requests) for worker in workers.values()] == [2, 2]
+
+
+async def test_a_cancelled_wait_loses_nothing(autojump_clock: MockClock) -> None:
+    async with dispatcher({"a": FakeWorker(["one", " two"], delay=1.0)}).submit(ASK) as answer:
+        with trio.move_on_after(0.5) as scope:
+            await anext(answer.events)
+
+        assert scope.cancelled_caught
+        assert await text_of(answer) == "one two"
