@@ -4,11 +4,17 @@ A frame is a msgpack array `[kind, *fields]`; a WebSocket message is the concate
 be understood; kinds 64 to 127 may be ignored, and so may unknown trailing fields. Gossip kinds are below 16, inference kinds from
 16 on. Limits and the codec are in `codec.py`.
 
+The bounds of numbers and lengths are part of the types; `codec.py` adds those of a message and of text. Bounds that are about
+rates or sums (how many records, how many bytes of them) are the gossip engine's.
+
 Link life: both ends send HELLO at once, and nothing else before they have seen the other's. Stream ids are chosen by the end that
 opens the stream: odd by the one that dialled the link, even by the other, never used twice on a link.
 """
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from meshnode.inference import End, Phase
 from meshnode.names import MeshId, ModelDigest, NodeId
@@ -16,28 +22,41 @@ from meshnode.names import MeshId, ModelDigest, NodeId
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
 
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+"""Any number of something; the upper end is what every language's JSON can show exactly."""
+Real = Annotated[float, Meta(ge=0, le=1e12)]
+"""A measurement; both bounds together also refuse NaN and the infinities."""
+Node = Annotated[NodeId, Meta(min_length=16, max_length=16)]
+Mesh = Annotated[MeshId, Meta(min_length=8, max_length=8)]
+Digest = Annotated[ModelDigest, Meta(max_length=32)]
+Text = Annotated[str, Meta(max_length=65536)]
+Word = Annotated[str, Meta(max_length=128)]
+
 
 class ModelState(msgspec.Struct, frozen=True, array_like=True):
     """Live load of one loaded model of the sender (design D10). Times in ms, speeds in tokens per second; 0 = not measured."""
 
-    name: str
-    digest: ModelDigest
-    state: str
+    name: Word
+    digest: Digest
+    state: Word
     """loading, ready, failed or draining"""
-    active: int = 0
-    slots: int = 0
-    queued: int = 0
-    remaining_ms: int = 0
-    kv_free_tokens: int = 0
-    tokens_per_s: float = 0.0
+    active: Count = 0
+    slots: Count = 0
+    queued: Count = 0
+    remaining_ms: Count = 0
+    kv_free_tokens: Count = 0
+    tokens_per_s: Real = 0.0
+
+
+Loads = Annotated[tuple[ModelState, ...], Meta(max_length=64)]
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """One key of a record. `value` is opaque here (None is a tombstone); unknown keys are kept and carried on unharmed."""
 
-    key: str
-    version: int
-    value: bytes | None
+    key: Word
+    version: Count
+    value: Annotated[bytes, Meta(max_length=65536)] | None
 
 
 class RecordDelta(msgspec.Struct, frozen=True, array_like=True):
@@ -46,12 +65,12 @@ class RecordDelta(msgspec.Struct, frozen=True, array_like=True):
     `left` says that the origin announced its leave in this epoch.
     """
 
-    origin: NodeId
-    epoch: int
-    incarnation: int
-    from_version: int
-    to_version: int
-    entries: tuple[Entry, ...]
+    origin: Node
+    epoch: Count
+    incarnation: Count
+    from_version: Count
+    to_version: Count
+    entries: Annotated[tuple[Entry, ...], Meta(max_length=512)]
     left: bool = False
 
 
@@ -61,106 +80,106 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     `listen` are the addresses (`host:port`) at which the sender can be dialled.
     """
 
-    protocol_min: int
-    protocol_max: int
-    mesh: MeshId
-    node: NodeId
-    name: str
-    version: str
-    epoch: int
-    listen: tuple[str, ...] = ()
+    protocol_min: Count
+    protocol_max: Count
+    mesh: Mesh
+    node: Node
+    name: Word
+    version: Word
+    epoch: Count
+    listen: Annotated[tuple[Word, ...], Meta(max_length=16)] = ()
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """The heartbeat: every second, and at once on a large change of load. Answered by PONG when `want_pong`."""
 
-    sequence: int
+    sequence: Count
     want_pong: bool
-    load: tuple[ModelState, ...] = ()
+    load: Loads = ()
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Answer to a PING that asked for one; gives the round trip. Never answered."""
 
-    sequence: int
-    load: tuple[ModelState, ...] = ()
+    sequence: Count
+    load: Loads = ()
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """Records that the receiver lacks, by the sender's per-link knowledge. Never answered."""
 
-    records: tuple[RecordDelta, ...]
+    records: Annotated[tuple[RecordDelta, ...], Meta(max_length=8192)]
 
 
 class Leave(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """The sender leaves the mesh; final for its epoch. The receiver marks it as left and closes the link."""
 
-    epoch: int
+    epoch: Count
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=16):
     """Open stream `stream` to run one request, whose encoded `body_bytes` follow in BODY frames under the stream's credit."""
 
-    stream: int
-    body_bytes: int
+    stream: Count
+    body_bytes: Count
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True, tag=17):
     """The next piece of the request, at most 32 KiB."""
 
-    stream: int
-    data: bytes
+    stream: Count
+    data: Annotated[bytes, Meta(max_length=32768)]
 
 
 class StreamProgress(msgspec.Struct, frozen=True, array_like=True, tag=18):
     """No token yet, and why; at least every 5 s until the first CHUNK."""
 
-    stream: int
+    stream: Count
     phase: Phase
-    done: int
-    total: int
+    done: Count
+    total: Count
 
 
 class StreamChunk(msgspec.Struct, frozen=True, array_like=True, tag=19):
     """A piece of the answer; `token_ids` are little-endian 32-bit integers packed in bytes, `finish` is empty or the reason."""
 
-    stream: int
-    choice: int
-    text: str
-    token_ids: bytes
-    finish: str = ""
+    stream: Count
+    choice: Count
+    text: Text
+    token_ids: Annotated[bytes, Meta(max_length=65536)]
+    finish: Word = ""
 
 
 class StreamEnd(msgspec.Struct, frozen=True, array_like=True, tag=20):
     """The answer is complete; the stream is closed. Carries the sender's load, fresher than the last PING."""
 
-    stream: int
+    stream: Count
     end: End
-    load: tuple[ModelState, ...] = ()
+    load: Loads = ()
 
 
 class StreamError(msgspec.Struct, frozen=True, array_like=True, tag=21):
     """There will be no answer, or no more of it; the stream is closed. `code` is one of `errors.py`."""
 
-    stream: int
-    code: str
-    message: str
-    param: str | None = None
-    retry_after: float | None = None
-    load: tuple[ModelState, ...] = ()
+    stream: Count
+    code: Word
+    message: Text
+    param: Word | None = None
+    retry_after: Real | None = None
+    load: Loads = ()
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=22):
     """The opener wants no more; the receiver stops the work and sends nothing further on the stream. Unknown streams: ignored."""
 
-    stream: int
+    stream: Count
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag=23):
     """The receiver of data frames (BODY, CHUNK) on `stream` will take `bytes` more of them. Each direction starts with 64 KiB."""
 
-    stream: int
-    bytes: int
+    stream: Count
+    bytes: Count
 
 
 Gossip = Ping | Pong | Delta | Leave
