@@ -1,0 +1,53 @@
+"""Network addresses as people write them: HOST:PORT, with brackets around an IPv6 host (pure)."""
+
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from meshnode.errors import ConfigurationError
+
+MESH_PORT = 4850
+API_PORT = 4860
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        try:
+            return ip_address(self.host.partition("%")[0]).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def parse(text: str, *, flag: str, default_port: int | None = None) -> Address:
+    """The address in `text`. Raises ConfigurationError naming `flag`; without `default_port` the port must be there."""
+    host, port = _split(text.strip())
+    if not host or any(character.isspace() or character in "/@?#" for character in host):
+        raise _wrong(text, flag, "the host is missing" if not host else "the host is not a name or an address")
+    if not port and default_port is not None:
+        return Address(host, default_port)
+    if not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise _wrong(text, flag, "the port must be a number from 0 to 65535" if port else "the port is missing")
+    return Address(host, int(port))
+
+
+def _split(text: str) -> tuple[str, str]:
+    """A bare IPv6 address has several colons and no port; brackets are stripped."""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        return host, rest.removeprefix(":")
+    if text.count(":") > 1:
+        return text, ""
+    host, _, port = text.partition(":")
+    return host, port
+
+
+def _wrong(text: str, flag: str, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{flag} {text!r} is no address: {why}.", hint=f"Write it as HOST:PORT, for example {flag} 192.168.1.7:4850."
+    )

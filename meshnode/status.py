@@ -1,0 +1,213 @@
+"""What a node knows of itself and its mesh, as one report value: rendered as a table for people, encoded as JSON for programs (pure).
+
+The JSON form is an interface: fields are added, never renamed, and `schema` is raised when that is not enough.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from meshnode.gossip.member import Member, State
+from meshnode.names import NodeId, printable, short
+from meshnode.wire.messages import ModelState
+
+SCHEMA = 1
+REFUSAL_SHOWN_S = 600.0
+"""A refusal older than ten minutes is history, not health: a guess."""
+
+
+class Mesh(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    """The fingerprint: equal on all nodes of one mesh."""
+    nodes: int
+    """Members that are not left, this node included."""
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    name: str
+    version: str
+    api: str
+    mesh: tuple[str, ...]
+    pid: int
+    uptime_s: float
+
+
+class ModelLine(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    digest: str
+    state: str
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    active: int
+    slots: int
+    queued: int
+    tokens_per_s: float
+
+
+class MemberLine(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    name: str
+    state: str
+    routable: bool
+    reason: str
+    last_seen_s: float | None
+    addr: str
+    rtt_ms: float | None
+    version: str
+    models: tuple[ModelLine, ...]
+    load: Load
+
+
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """An own worker, which may have failed before any record could tell of its model."""
+
+    name: str
+    state: str
+    reason: str
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """A link that was refused, by us or by the other side, `age_s` ago."""
+
+    addr: str
+    reason: str
+    age_s: float
+    count: int
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    mesh: Mesh
+    node: Node
+    members: tuple[MemberLine, ...]
+    health: tuple[str, ...]
+    """What is not as it should be and what to do; empty when all is well."""
+    schema: int = SCHEMA
+
+
+def build(
+    *,
+    node: Node,
+    mesh_id: str,
+    me: NodeId,
+    members: Sequence[Member],
+    workers: Iterable[Worker],
+    refusals: Iterable[Refusal],
+    now: float,
+) -> Report:
+    """The report at `now` (the engine's clock, in seconds)."""
+    lines = tuple(_member_line(member, me, now) for member in members)
+    present = [member for member in members if member.state is not State.LEFT]
+    return Report(
+        mesh=Mesh(id=mesh_id, nodes=len(present)),
+        node=node,
+        members=lines,
+        health=(*_worker_health(workers), *_member_health(present, me), *_refusal_health(refusals)),
+    )
+
+
+def is_degraded(report: Report) -> bool:
+    """Something needs a person (design D25): every line of `health` does; being alone does not."""
+    return bool(report.health)
+
+
+def render(report: Report) -> str:
+    """The table for people, one line a member, then a line of health for each thing that is wrong."""
+    node = report.node
+    heading = f"{node.name} ({node.id[:8]})  mesh {report.mesh.id}  API http://{node.api}  up {_age(node.uptime_s)}"
+    rows = [_COLUMNS, *(_row(member, node.id) for member in report.members)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    health = [f"Health: {line}" for line in report.health] or ["Health: good"]
+    return "\n".join([heading, "", *table, "", *health])
+
+
+_COLUMNS = ("NODE", "STATE", "ADDR", "RTT", "VERSION", "MODELS", "ACTIVE/SLOTS", "QUEUE", "TOK/S", "SEEN")
+
+
+def _member_line(member: Member, me: NodeId, now: float) -> MemberLine:
+    return MemberLine(
+        id=member.id.hex(),
+        name=printable(member.name, 128),
+        state=member.state.value,
+        routable=member.routable,
+        reason=printable(member.reason),
+        last_seen_s=0.0 if member.id == me else None if member.last_seen is None else round(max(0.0, now - member.last_seen), 1),
+        addr=printable(member.addr, 128),
+        rtt_ms=None if member.rtt_ms is None else round(member.rtt_ms, 2),
+        version=printable(member.version, 64),
+        models=_models(member),
+        load=_load(member.load),
+    )
+
+
+def _models(member: Member) -> tuple[ModelLine, ...]:
+    """Those of the record, and those that only the heartbeat knows yet because they are still being loaded."""
+    states = {(load.name, load.digest): load.state for load in member.load}
+    known = [ModelLine(name=m.name, digest=m.digest.hex(), state=states.get((m.name, m.digest), "ready")) for m in member.models]
+    names = {model.name for model in member.models}
+    unrecorded = [ModelLine(name=load.name, digest="", state=load.state) for load in member.load if load.name not in names]
+    return tuple(known + unrecorded)
+
+
+def _load(states: Iterable[ModelState]) -> Load:
+    states = tuple(states)
+    return Load(
+        active=sum(state.active for state in states),
+        slots=sum(state.slots for state in states),
+        queued=sum(state.queued for state in states),
+        tokens_per_s=round(sum(state.tokens_per_s for state in states), 1),
+    )
+
+
+def _worker_health(workers: Iterable[Worker]) -> list[str]:
+    return [f"the worker for {worker.name} failed: {printable(worker.reason)}" for worker in workers if worker.state == "failed"]
+
+
+def _member_health(present: Iterable[Member], me: NodeId) -> list[str]:
+    return [
+        f"{printable(member.name, 128) or short(member.id)} is not routable: {printable(member.reason)}"
+        for member in present
+        if not member.routable and member.id != me
+    ]
+
+
+def _refusal_health(refusals: Iterable[Refusal]) -> list[str]:
+    return [
+        f"{printable(refusal.addr, 128)}: {printable(refusal.reason)} ({_times(refusal.count)}, last {_age(refusal.age_s)} ago)"
+        for refusal in refusals
+        if refusal.age_s < REFUSAL_SHOWN_S
+    ]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _row(member: MemberLine, own_id: str) -> tuple[str, ...]:
+    own = member.id == own_id
+    state = member.state if member.routable or own or member.state == State.LEFT else f"{member.state}, not routable"
+    models = ",".join(model.name if model.state == "ready" else f"{model.name}({model.state})" for model in member.models)
+    return (
+        f"{member.name}*" if own else member.name,
+        state,
+        member.addr or "-",
+        "-" if member.rtt_ms is None else f"{member.rtt_ms:.1f} ms",
+        member.version or "-",
+        models or "-",
+        f"{member.load.active}/{member.load.slots}",
+        str(member.load.queued),
+        f"{member.load.tokens_per_s:.0f}",
+        "now" if own else "never" if member.last_seen_s is None else _age(member.last_seen_s),
+    )
+
+
+def _age(seconds: float) -> str:
+    """The two figures that people want: 3.4 s, 2 m, 5 h, 3 d."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    raise AssertionError(seconds)
