@@ -22,7 +22,7 @@ from meshnode.errors import ConfigurationError
 from meshnode.names import is_name
 
 SECRET_VARIABLES = frozenset({"MESHNODE_TOKEN"})
-"""Read by the command that needs them, never kept in `Settings`, and taken out of the environment before a child could see them."""
+"""Read by the command that needs them, never kept in `Settings`, and taken out of the environment before a child sees it."""
 
 
 class Kind(StrEnum):

@@ -1,4 +1,4 @@
-"""What a node knows of itself and its mesh, as one report value: rendered as a table for people, encoded as JSON for programs (pure).
+"""What a node knows of itself and its mesh, as one report: a table for people, JSON for programs (pure).
 
 The JSON form is an interface: fields are added, never renamed, and `schema` is raised when that is not enough.
 """

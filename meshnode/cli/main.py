@@ -1,0 +1,50 @@
+"""The command line: one table of commands, and the one place where an error becomes a line and an exit code.
+
+Exit codes: 0 done or healthy, 1 no node runs, 2 wrong usage or configuration (for `status`: degraded), 130 stopped by Ctrl-C.
+What a command needs is imported when it runs, so that `meshnode status` does not pay for trio or TLS.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from meshnode import __version__
+from meshnode.cli import status, token, up
+from meshnode.errors import MeshnodeError
+
+_COMMANDS = {"up": up, "status": status, "token": token}
+_GLOBAL = {"-h", "--help", "--version"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code and prints an error as one line that says what to do next."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _GLOBAL):
+        arguments.insert(0, "up")  # `meshnode --model x` starts a node, as `meshnode` does
+    try:
+        parsed = _parser().parse_args(arguments)
+        return int(parsed.run(parsed))
+    except MeshnodeError as error:
+        print(f"meshnode: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="meshnode",
+        description="Share the language models of the machines on one network. Without a command: start a node (up).",
+        epilog="Example: meshnode up --model ~/models/qwen3-8b.gguf",
+    )
+    parser.add_argument("--version", action="version", version=f"meshnode {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, module in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=module.SUMMARY, description=module.SUMMARY.capitalize() + ".", epilog=module.EXAMPLE
+        )
+        module.add_arguments(command)
+    return parser
