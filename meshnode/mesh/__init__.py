@@ -1,0 +1,1 @@
+"""SHELL: links between nodes. `link` is the transport, `session` one live link, `mesh` the pump that drives the gossip engine."""
