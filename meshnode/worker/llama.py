@@ -1,0 +1,233 @@
+"""The Runtime on llama.cpp's C interface: the only module that imports llama_cpp, and it lives in the child process.
+
+Traps that shape this file (llama-cpp-python 0.3.36):
+- GGML_ASSERT ends the process, for instance on a batch longer than `n_batch`; nothing of it can be caught.
+- A NULL pointer comes back as an object; `bool()` of it tells.
+- The logits belong to llama.cpp and are overwritten by the next decode.
+- The log callback is called from C threads and must stay referenced for ever.
+- `llama_supports_gpu_offload` says yes without any GPU, so devices are enumerated.
+"""
+
+import ctypes
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_cpp import _ggml
+from llama_cpp import llama_cpp as c
+
+from meshnode.errors import ConfigurationError
+from meshnode.worker import machine
+from meshnode.worker.engine import Span
+from meshnode.worker.gguf import Facts
+from meshnode.worker.sampling import Logits
+
+BATCH = 512
+"""Rows of one batch, and of one pass over the weights. More helps prefill a little on a GPU and costs memory."""
+_WARN, _ERROR = 3, 4
+_GPU, _INTEGRATED_GPU = 1, 2
+
+
+class DecodeFailed(Exception):
+    """llama.cpp could not run a batch; its state is unknown, so the process must end."""
+
+
+def gpus() -> int:
+    """How many graphics processors ggml would use."""
+    lib = _ggml.libggml
+    lib.ggml_backend_dev_count.restype = ctypes.c_size_t
+    lib.ggml_backend_dev_get.restype = ctypes.c_void_p
+    lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    lib.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    kinds = [lib.ggml_backend_dev_type(lib.ggml_backend_dev_get(index)) for index in range(lib.ggml_backend_dev_count())]
+    return sum(kind in (_GPU, _INTEGRATED_GPU) for kind in kinds)
+
+
+class _Log:
+    """The last complaints of llama.cpp, in place of its hundreds of lines on standard error."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=4)
+        self._callback = c.llama_log_callback(self._hear)
+        c.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _hear(self, level: int, text: bytes, _data: int) -> None:
+        if level in (_WARN, _ERROR) and (line := text.decode("utf-8", "replace").strip()):
+            self._lines.append(line)
+
+    def tail(self) -> str:
+        return " | ".join(self._lines)
+
+
+class LlamaRuntime:
+    """One loaded model with a unified KV cache: any mix of lengths, `slots` times `context_length` tokens in all."""
+
+    def __init__(self, path: Path, facts: Facts, *, slots: int, context_length: int) -> None:
+        """Load `path`; raises ConfigurationError with llama.cpp's last words when it refuses."""
+        self._log = _Log()
+        c.llama_backend_init()
+        self.slots = slots
+        self.context_length = context_length
+        self.batch_size = BATCH
+        self.on_gpu = gpus() > 0
+        self._check_memory(path, facts)
+        self._model = self._load(path)
+        self._context = self._open_context(path)
+        self._memory = c.llama_get_memory(self._context)
+        self._vocab = c.llama_model_get_vocab(self._model)
+        self._size: int = c.llama_vocab_n_tokens(self._vocab)
+        self._pieces: list[bytes | None] = [None] * self._size
+        self._ends = frozenset(token for token in range(self._size) if c.llama_vocab_is_eog(self._vocab, token))
+        self._rows = _Rows(BATCH, slots)
+
+    def _check_memory(self, path: Path, facts: Facts) -> None:
+        """On a GPU the weights go elsewhere, and llama.cpp itself refuses what does not fit there."""
+        available = None if self.on_gpu else machine.memory_available()
+        needed = facts.memory_needed(self.slots * self.context_length)
+        if available is not None and needed > available:
+            raise MemoryShort(
+                f"{path} does not fit in memory: it needs about {machine.human(needed)}, {machine.human(available)} are free.",
+                hint="Free memory, take fewer slots or a shorter context, or a smaller quantisation.",
+            )
+
+    def _load(self, path: Path) -> c.llama_model_p:
+        params = c.llama_model_default_params()
+        params.n_gpu_layers = -1 if self.on_gpu else 0
+        params.split_mode = c.LLAMA_SPLIT_MODE_LAYER
+        params.load_mode = c.LLAMA_LOAD_MODE_AUTO
+        params.main_gpu = 0
+        params.vocab_only = False
+        params.check_tensors = False
+        params.use_extra_bufts = True
+        model: c.llama_model_p = c.llama_model_load_from_file(bytes(path), params)
+        if not model:
+            raise ConfigurationError(f"llama.cpp cannot load {path}: {self._log.tail()}")
+        if c.llama_model_has_encoder(model) or not c.llama_model_has_decoder(model):
+            raise ConfigurationError(
+                f"{path} is not a text generation model.", hint="Models with an encoder are not supported yet."
+            )
+        return model
+
+    def _open_context(self, path: Path) -> c.llama_context_p:
+        threads = machine.cores()
+        params = c.llama_context_default_params()
+        params.n_ctx = self.slots * self.context_length
+        params.n_batch = params.n_ubatch = BATCH
+        params.n_seq_max = self.slots
+        params.n_threads = params.n_threads_batch = threads
+        params.rope_scaling_type = c.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED
+        params.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_AUTO
+        params.type_k = params.type_v = c.GGML_TYPE_F16
+        params.embeddings = False
+        params.offload_kqv = params.op_offload = True
+        params.no_perf = True
+        params.swa_full = True
+        params.kv_unified = True
+        context: c.llama_context_p = c.llama_init_from_model(self._model, params)
+        if not context:
+            raise MemoryShort(f"llama.cpp cannot make room for {path}: {self._log.tail()}", hint="Take a shorter context.")
+        return context
+
+    def decode(self, spans: Sequence[Span]) -> Sequence[Logits]:
+        batch = self._rows.fill(spans)
+        code = c.llama_decode(self._context, batch)
+        if code != 0:
+            raise DecodeFailed(f"llama_decode returned {code}: {self._log.tail()}")
+        wanted = sum(span.last for span in spans)
+        if not wanted:
+            return ()
+        logits: Logits = np.ctypeslib.as_array(c.llama_get_logits(self._context), shape=(wanted, self._size))
+        return tuple(logits)
+
+    def cut(self, slot: int, length: int) -> bool:
+        return bool(c.llama_memory_seq_rm(self._memory, slot, length, -1))
+
+    def piece(self, token: int) -> bytes:
+        piece = self._pieces[token]
+        if piece is None:
+            piece = self._pieces[token] = self._read_piece(token, 64)
+        return piece
+
+    def _read_piece(self, token: int, room: int) -> bytes:
+        buffer = ctypes.create_string_buffer(room)
+        length: int = c.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+        return buffer.raw[:length] if length >= 0 else self._read_piece(token, -length)
+
+    def ends(self, token: int) -> bool:
+        return token in self._ends
+
+    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 8
+        tokens = (ctypes.c_int32 * room)()
+        count: int = c.llama_tokenize(self._vocab, data, len(data), tokens, room, False, parse_special)
+        return tokens[: max(count, 0)]
+
+    def first_token(self) -> int | None:
+        """The token that every prompt of this model must begin with."""
+        return int(c.llama_vocab_bos(self._vocab)) if c.llama_vocab_get_add_bos(self._vocab) else None
+
+    def token_text(self, token: int) -> str:
+        """The text that stands for a special token in a template; empty when there is no such token."""
+        if not 0 <= token < self._size:
+            return ""
+        text: bytes = c.llama_vocab_get_text(self._vocab, token)
+        return text.decode("utf-8", "replace")
+
+    def bos(self) -> str:
+        return self.token_text(c.llama_vocab_bos(self._vocab))
+
+    def eos(self) -> str:
+        return self.token_text(c.llama_vocab_eos(self._vocab))
+
+    def control_texts(self) -> tuple[str, ...]:
+        """The texts that `tokenize(parse_special=True)` turns into control tokens, and `parse_special=False` does not."""
+        mask = c.LLAMA_TOKEN_ATTR_CONTROL | c.LLAMA_TOKEN_ATTR_UNKNOWN
+        tokens = (token for token in range(self._size) if c.llama_vocab_get_attr(self._vocab, token) & mask)
+        return tuple(text for text in map(self.token_text, tokens) if text)
+
+
+class MemoryShort(ConfigurationError):
+    """Not the file's fault: worth another try when memory is free."""
+
+
+class _Rows:
+    """A llama_batch over numpy arrays, filled in a few vectorised assignments a step. Never to be given to llama_batch_free."""
+
+    def __init__(self, rows: int, slots: int) -> None:
+        self._tokens = np.zeros(rows, np.int32)
+        self._positions = np.zeros(rows, np.int32)
+        self._counts = np.ones(rows, np.int32)
+        self._wanted = np.zeros(rows, np.int8)
+        self._pointers = np.zeros(rows, np.uint64)
+        self._slot_ids = np.arange(slots, dtype=np.int32)
+        self._slot_pointers = self._slot_ids.ctypes.data + 4 * np.arange(slots, dtype=np.uint64)
+        self._batch = c.llama_batch()
+        self._batch.token = _pointer(self._tokens, ctypes.c_int32)
+        self._batch.pos = _pointer(self._positions, ctypes.c_int32)
+        self._batch.n_seq_id = _pointer(self._counts, ctypes.c_int32)
+        self._batch.seq_id = _pointer(self._pointers, ctypes.POINTER(ctypes.c_int32))
+        self._batch.logits = _pointer(self._wanted, ctypes.c_int8)
+
+    def fill(self, spans: Sequence[Span]) -> c.llama_batch:
+        tokens = list(itertools.chain.from_iterable(span.tokens for span in spans))
+        count = len(tokens)
+        assert 0 < count <= len(self._tokens), "llama.cpp would abort"
+        self._tokens[:count] = tokens
+        self._wanted[:count] = 0
+        row = 0
+        for span in spans:
+            end = row + len(span.tokens)
+            self._positions[row:end] = np.arange(span.start, span.start + len(span.tokens))
+            self._pointers[row:end] = self._slot_pointers[span.slot]
+            self._wanted[end - 1] = span.last
+            row = end
+        self._batch.n_tokens = count
+        return self._batch
+
+
+def _pointer(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], kind: Any) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))

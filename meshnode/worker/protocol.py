@@ -1,0 +1,142 @@
+"""What parent and child say to each other over their socket pair (pure).
+
+A frame is a 4-byte big-endian length and a msgpack body, one of the messages below. The parent sends LOAD first, then SUBMIT and
+CANCEL; the child answers LOAD with READY or REFUSED, then sends one STEP for each engine step that brought something. The end
+of the connection is the end of the child, whichever side closes. Stream ids are the parent's, never used twice in one life.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from meshnode.inference import Event, Message, Request
+
+MAX_FRAME = 32 * 1024 * 1024
+"""A request holds at most 8 MiB of JSON; msgpack with tags is not larger, and a rendered prompt seldom twice as large."""
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Load this model. `context_length` is per slot."""
+
+    path: str
+    slots: int
+    context_length: int
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    stream: int
+    request: Request
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Stop the work for `stream` before the next step; nothing more is said about it."""
+
+    stream: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Loaded. `note` is for people, about what is not as it should be; mostly empty."""
+
+    note: str = ""
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """This model cannot be loaded. `permanent`: not as long as its file stays as it is. The child ends."""
+
+    message: str
+    hint: str = ""
+    permanent: bool = True
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, tag="failure"):
+    """The end of one stream without `End`; `code` is one of `errors.py`."""
+
+    code: str
+    message: str
+    param: str | None = None
+    retry_after: float | None = None
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    """What one engine step brought, in order, and the load after it."""
+
+    events: tuple[tuple[int, Event | Failure], ...]
+    active: int = 0
+    queued: int = 0
+    kv_free_tokens: int = 0
+    tokens_per_s: float = 0.0
+
+
+ToChild = Load | Submit | Cancel
+ToParent = Ready | Refused | Step
+
+
+class Region(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of a rendered prompt: the template's own text, or what came from a message."""
+
+    text: str
+    ours: bool
+    """Whether the template wrote it: only then may it name control tokens."""
+
+
+class Compile(msgspec.Struct, frozen=True, tag="compile"):
+    """First message to the renderer; answered by RENDERED, of a test conversation, or NOT_RENDERED."""
+
+    template: str
+    bos: str
+    eos: str
+
+
+class Render(msgspec.Struct, frozen=True, tag="render"):
+    messages: tuple[Message, ...]
+
+
+class Started(msgspec.Struct, frozen=True, tag="started"):
+    """The renderer's first message: it is up and has set its own limits."""
+
+
+class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
+    regions: tuple[Region, ...]
+
+
+class NotRendered(msgspec.Struct, frozen=True, tag="not_rendered"):
+    """`broken`: the template itself is to blame; else it refused these messages on purpose."""
+
+    reason: str
+    broken: bool
+
+
+ToRenderer = Compile | Render
+FromRenderer = Started | Rendered | NotRendered
+
+
+class FrameTooLarge(Exception):
+    """A frame over MAX_FRAME: the other side is broken, or a request is larger than any we accept."""
+
+
+def frame(message: msgspec.Struct) -> bytes:
+    """`message` as it goes over the socket. Raises FrameTooLarge, or UnicodeEncodeError for text with lone surrogates."""
+    body = msgspec.msgpack.encode(message)
+    if len(body) > MAX_FRAME:
+        raise FrameTooLarge(f"{len(body)} bytes")
+    return len(body).to_bytes(4, "big") + body
+
+
+class Frames:
+    """Bytes in, bodies of whole frames out."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The frames that `data` completes. Raises FrameTooLarge."""
+        self._buffer += data
+        while len(self._buffer) >= 4:
+            length = int.from_bytes(self._buffer[:4], "big")
+            if length > MAX_FRAME:
+                raise FrameTooLarge(f"{length} bytes")
+            if len(self._buffer) < 4 + length:
+                return
+            body = bytes(self._buffer[4 : 4 + length])
+            del self._buffer[: 4 + length]
+            yield body

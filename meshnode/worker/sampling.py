@@ -1,0 +1,85 @@
+"""Which token comes next, drawn from one row of logits so that any node draws the same (pure).
+
+The order is llama.cpp's: the `top_k` likeliest, of these the smallest set that holds `top_p` of the probability, then the
+temperature, then one draw. The draw has no state: it is a hash of (seed, choice, position), where position counts the tokens of
+the answer from 0, so that a continuation on another node goes on exactly where the first one stopped.
+
+    u = first 8 bytes of SHA-256("meshnode-draw-v1" || seed || choice || position), little-endian, >> 11, / 2^53
+
+with the seed as 8 bytes little-endian (modulo 2^64), choice and position as 4. The token is the first one, likeliest first and
+the lower id first among equals, at which the cumulated probability exceeds u.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float32]
+
+DEFAULT_TEMPERATURE = 0.8
+DEFAULT_TOP_P = 0.95
+DEFAULT_TOP_K = 40
+"""llama.cpp's own, used where neither the request nor the model's file says anything."""
+MAX_TOP_K = 1000
+"""Also what 0 ("all") means. Sorting a whole vocabulary takes milliseconds a token, and what is beyond has next to no weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How the tokens of one choice are drawn; a temperature of 0 takes the likeliest token."""
+
+    seed: int
+    choice: int = 0
+    temperature: float = DEFAULT_TEMPERATURE
+    top_p: float = DEFAULT_TOP_P
+    top_k: int = DEFAULT_TOP_K
+
+    def draw(self, logits: Logits, position: int) -> int:
+        """The token at `position` of the answer."""
+        if self.temperature <= 0 or self.top_k == 1:
+            return int(np.argmax(logits))
+        tokens = likeliest(logits, self.top_k or MAX_TOP_K)
+        scores = logits[tokens].astype(np.float64)
+        scores = scores[: _nucleus(scores, self.top_p)]
+        total = np.cumsum(_softmax(scores / self.temperature))
+        index = int(np.searchsorted(total, uniform(self.seed, self.choice, position) * total[-1], side="right"))
+        return int(tokens[min(index, len(scores) - 1)])
+
+
+def uniform(seed: int, choice: int, position: int) -> float:
+    """The draw of one position, in [0, 1)."""
+    key = (seed % 2**64).to_bytes(8, "little") + choice.to_bytes(4, "little") + position.to_bytes(4, "little")
+    digest = hashlib.sha256(b"meshnode-draw-v1" + key).digest()
+    return (int.from_bytes(digest[:8], "little") >> 11) / 2**53
+
+
+def likeliest(logits: Logits, count: int) -> NDArray[np.intp]:
+    """The `count` likeliest tokens, likeliest first, the lower id first among equals.
+
+    A full sort of a large vocabulary costs milliseconds. Split into columns, each column's maximum is one token, so the
+    `count`-th largest maximum is a bar that at least `count` tokens reach, and seldom many more.
+    """
+    count = min(count, MAX_TOP_K, len(logits))
+    columns = len(logits) // 32
+    candidates = np.arange(len(logits))
+    if columns > count:
+        maxima = logits[: columns * 32].reshape(32, columns).max(axis=0)
+        bar = np.partition(maxima, columns - count)[columns - count]
+        candidates = np.flatnonzero(logits >= bar)
+    order = np.lexsort((candidates, -logits[candidates]))
+    return candidates[order[:count]]
+
+
+def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    weights: NDArray[np.float64] = np.exp(scores - scores[0])
+    return weights
+
+
+def _nucleus(scores: NDArray[np.float64], top_p: float) -> int:
+    """How many of the sorted `scores` it takes to hold `top_p` of their probability; at least one."""
+    if top_p >= 1:
+        return len(scores)
+    total = np.cumsum(_softmax(scores))
+    return int(np.searchsorted(total, top_p * total[-1], side="left")) + 1

@@ -1,0 +1,354 @@
+"""A model's own chat template: code by a stranger, run in a sandbox, on text that must not pass for the template's own (pure).
+
+Two dangers, two answers.
+
+**The template.** Jinja's sandbox keeps it from Python, not from memory and time: `{{ 'a' * 300000000 }}` takes over a GiB while it
+compiles. So this module is only ever used in the renderer process, which is limited and killed (`renderer.py`, security rule 16);
+here, operators, filters and methods that amplify are bounded or absent, and the output is capped.
+
+**The messages.** A message that holds `<|im_end|>` must not end its turn. What comes from a message is a `Content`, a str that
+stays Content through everything that only trims, cuts or recases it, and that marks itself wherever it is mixed with other text:
+it writes an opening and a closing mark around itself. The marks are two private code points that occur in none of the messages
+and not in the template, so nobody can forge one. The output is cut at the marks into regions; `prompt.py` lets only the
+template's regions name control tokens. A template that takes a marked text apart again is refused by name, not guessed at.
+"""
+
+import html
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, SupportsIndex
+
+import jinja2.filters
+import jinja2.sandbox
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+
+from meshnode.inference import Message
+from meshnode.worker.protocol import Region
+
+MAX_TEMPLATE = 64 * 1024
+"""Bytes of source; the longest published ones have about 20 KiB."""
+MAX_OUTPUT = 16 * 1024 * 1024
+"""Characters of a rendered prompt: twice the largest request body."""
+MAX_WIDTH = 256
+"""Of padding and indentation."""
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""For a model without a template of its own."""
+_PRIVATE_USE = (0xF0000, 0xFFFFD)
+
+
+class Refused(Exception):
+    """The template itself raised: these messages are not what it takes."""
+
+
+class Broken(Exception):
+    """The template does not compile, does what it may not, or is too large; the text says which."""
+
+
+class _Marks:
+    """The two code points of one render."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        used = set().union(*texts)
+        free = (chr(point) for point in range(*_PRIVATE_USE) if chr(point) not in used)
+        try:
+            self.open, self.close = next(free), next(free)
+        except StopIteration:
+            raise Refused("the messages use every private character there is") from None
+
+    def cut(self, output: str) -> Iterator[Region]:
+        ours = True
+        for piece in re.split(f"([{self.open}{self.close}])", output):
+            if piece in (self.open, self.close):
+                if ours != (piece == self.open):
+                    raise Broken("it takes text apart that holds a message")
+                ours = not ours
+            elif piece:
+                yield Region(text=piece, ours=ours)
+        if not ours:
+            raise Broken("it takes text apart that holds a message")
+
+
+class Content(str):
+    """Text that came from a message. Mixed with anything it becomes a plain str with marks around what was Content."""
+
+    __slots__ = ("marks",)
+    marks: _Marks
+
+    def like(self, text: str) -> "Content":
+        content = Content(text)
+        content.marks = self.marks
+        return content
+
+    @property
+    def raw(self) -> str:
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return f"{self.marks.open}{self.raw}{self.marks.close}" if self else ""
+
+    def __repr__(self) -> str:
+        return str(self.like(repr(self.raw)))
+
+    def __format__(self, spec: str) -> str:
+        return str(self.like(format(self.raw, spec)))
+
+    def __add__(self, other: str) -> str:
+        return str(self) + str(other)
+
+    def __radd__(self, other: str) -> str:
+        return str(other) + str(self)
+
+    def __getitem__(self, key: SupportsIndex | slice) -> "Content":
+        return self.like(self.raw[key])
+
+    def __iter__(self) -> Iterator["Content"]:  # type: ignore[override]  # str's own stub is no more precise than Iterator[str]
+        return map(self.like, self.raw)
+
+
+_KEEPING = ("strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize", "replace", "removeprefix", "removesuffix")
+_CUTTING = ("split", "rsplit", "splitlines", "partition", "rpartition")
+_TELLING = (
+    "startswith",
+    "endswith",
+    "find",
+    "rfind",
+    "index",
+    "count",
+    "isspace",
+    "isdigit",
+    "isalpha",
+    "isalnum",
+    "isupper",
+    "islower",
+)
+
+
+def _plain(value: object) -> object:
+    return value.raw if isinstance(value, Content) else value
+
+
+def _bounded(text: str) -> str:
+    if len(text) > MAX_OUTPUT:
+        raise Broken("its text grows without bound")
+    return text
+
+
+def _method(text: str, name: str) -> Callable[..., object]:
+    """A str method for templates: of Content it gives Content, and it cannot amplify."""
+
+    def call(*args: object, **kwargs: object) -> object:
+        if name == "replace" and len(args) > 1:
+            _check_replace(text, str(_plain(args[0])), str(args[1]))
+        if not isinstance(text, Content):
+            return getattr(text, name)(*(args if name in _TELLING else map(_mixed, args)), **kwargs)
+        result = getattr(text.raw, name)(*map(_plain, args), **kwargs)
+        if name in _KEEPING:
+            return text.like(result)
+        return [text.like(piece) for piece in result] if name in _CUTTING else result
+
+    return call
+
+
+def _mixed(value: object) -> object:
+    return str(value) if isinstance(value, Content) else value
+
+
+def _check_replace(text: str, old: str, new: str) -> None:
+    if (text.count(old) + 1) * len(new) + len(text) > MAX_OUTPUT:
+        raise Broken("its text grows without bound")
+
+
+def _apply(name: str) -> Callable[..., object]:
+    """The str method `name` as a filter."""
+    return lambda value, *args: _method(value if isinstance(value, str) else str(value), name)(*args)
+
+
+def _indent(value: object, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    pad = width if isinstance(width, str) else " " * width
+    text = str(value)
+    if len(pad) > MAX_WIDTH or len(text) + len(pad) * text.count("\n") > MAX_OUTPUT:
+        raise Broken("it indents too far")
+    lines = [pad + line if line.strip() or blank else line for line in text.split("\n")]
+    return "\n".join(lines) if first else "\n".join(lines).removeprefix(pad)
+
+
+def _join(value: Sequence[object], d: object = "", attribute: str | None = None) -> str:
+    items = [item.get(attribute, "") if attribute and isinstance(item, Mapping) else item for item in value]
+    texts = list(map(str, items))
+    if sum(map(len, texts)) + len(str(d)) * len(texts) > MAX_OUTPUT:
+        raise Broken("its text grows without bound")
+    return str(d).join(texts)
+
+
+def _tojson(value: object, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
+    """As chat templates expect it: not for HTML, so nothing but JSON is escaped. Content stays marked inside the quotes."""
+    if indent is not None and not 0 <= indent <= 16:
+        raise Broken("it indents too far")
+    options = {key: options[key] for key in ("sort_keys", "separators") if key in options}
+    pieces, length = [], 0
+    for piece in _JSON(indent=indent, ensure_ascii=ensure_ascii, **options).iterencode(value):
+        pieces.append(piece)
+        length += len(piece)
+        if length > MAX_OUTPUT:
+            raise Broken("its text grows without bound")
+    return "".join(pieces)
+
+
+class _JSON(json.JSONEncoder):
+    def iterencode(self, o: object, _one_shot: bool = False) -> Iterator[str]:
+        return super().iterencode(_marked(o, 0))
+
+
+def _marked(value: object, depth: int) -> object:
+    """`value` with every Content as the marked str that it becomes in text."""
+    if depth > 32:
+        raise Broken("it nests too deep")
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _marked(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_marked(item, depth + 1) for item in value]
+    return value
+
+
+def _strftime_now(form: str) -> str:
+    if len(form) > MAX_WIDTH:
+        raise Broken("its date format is too long")
+    return datetime.now().astimezone().strftime(form)
+
+
+def _raise_exception(message: object) -> None:
+    raise Refused(str(_plain(message))[:200])
+
+
+def _escape(value: object) -> str:
+    return value.like(html.escape(value.raw)) if isinstance(value, Content) else html.escape(str(value))
+
+
+_FILTERS: dict[str, Callable[..., object]] = {
+    name: jinja2.filters.FILTERS[name]
+    for name in (
+        "abs", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last", "length", "list", "map", "max", "min",
+        "reject", "rejectattr", "reverse", "round", "select", "selectattr", "sort", "sum", "unique",
+    )
+} | {name: _apply(name) for name in ("lower", "upper", "title", "capitalize", "replace")} | {
+    "trim": _apply("strip"), "indent": _indent, "join": _join, "tojson": _tojson, "e": _escape, "escape": _escape,
+    "safe": lambda value: value, "string": lambda value: value if isinstance(value, str) else str(value),
+}  # fmt: skip
+"""The filters that published templates use; all others are unknown here."""
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}`, with which some templates show training what to learn: here it only shows its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag])
+        self.filters = dict(_FILTERS)
+        allowed = ("range", "dict", "namespace", "cycler", "joiner")
+        self.globals = {name: self.globals[name] for name in allowed}
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Numbers of ordinary size, and `'%s' % value` without widths."""
+        if operator == "%" and type(left) is str:
+            if re.search(r"%[^sdr%]", left):
+                raise Broken("it formats with widths")
+            return _bounded(left % (tuple(map(_mixed, right)) if isinstance(right, tuple) else _mixed(right)))
+        limit = 64 if operator == "**" else 2**63
+        if not all(isinstance(value, int | float) and abs(value) <= limit for value in (left, right)):
+            raise Broken(f"it uses {operator} on what is no small number")
+        return super().call_binop(context, operator, left, right)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        return self._method_of(obj, attribute) or super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return self._method_of(obj, argument) or super().getitem(obj, argument)
+
+    def _method_of(self, obj: Any, name: Any) -> Callable[..., object] | None:
+        """Every method of text goes through here; those that no template needs do not exist."""
+        if not isinstance(obj, str) or not isinstance(name, str):
+            return None
+        if name == "join":
+            return lambda items: _join(items, obj)
+        if name == "format":
+            return lambda *args, **kwargs: self._format(obj, *args, **kwargs)
+        if name in _KEEPING + _CUTTING + _TELLING:
+            return _method(obj, name)
+        raise Broken(f"it calls {name!r} of a text")
+
+    def _format(self, form: str, *args: object, **kwargs: object) -> str:
+        """`'{}'.format(value)`: no widths, no attributes."""
+        if isinstance(form, Content) or re.search(r"[{][^}]*[^}\w]", form):
+            raise Broken("it formats with more than names")
+        return _bounded(form.format(*map(_mixed, args), **{key: _mixed(value) for key, value in kwargs.items()}))
+
+
+class Template:
+    """A compiled template. Raises Broken when it is not fit to be one."""
+
+    def __init__(self, source: str, *, bos: str, eos: str) -> None:
+        if len(source.encode("utf-8", "replace")) > MAX_TEMPLATE:
+            raise Broken(f"it is longer than {MAX_TEMPLATE // 1024} KiB")
+        self._source = source
+        self._variables = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True}
+        try:
+            self._template = _Sandbox().from_string(source)
+        except Broken:
+            raise
+        except Exception as error:  # a hostile source fails in ways of its own: recursion, memory, overflow
+            raise Broken(_reason(error)) from error
+
+    def render(self, messages: Sequence[Message]) -> tuple[Region, ...]:
+        """The prompt that `messages` make. Raises Refused when the template does, Broken when it fails."""
+        marks = _Marks(
+            [self._source, *(text for message in messages for text in (message.role, message.content, message.name or ""))]
+        )
+        values = [_values(message, marks) for message in messages]
+        pieces, length = [], 0
+        try:
+            for piece in self._template.generate(messages=values, **self._variables):
+                pieces.append(piece)
+                length += len(piece)
+                if length > MAX_OUTPUT:
+                    raise Broken("its output is too long")
+        except (Refused, Broken):
+            raise
+        except Exception as error:  # as above
+            raise Broken(_reason(error)) from error
+        return tuple(marks.cut("".join(pieces)))
+
+
+def _values(message: Message, marks: _Marks) -> dict[str, object]:
+    seed = Content()
+    seed.marks = marks
+    values: dict[str, object] = {"role": seed.like(message.role), "content": seed.like(message.content)}
+    if message.name is not None:
+        values["name"] = seed.like(message.name)
+    return values
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without any text of a message: jinja2's own errors name places in the template."""
+    if isinstance(error, TemplateError) and error.message:
+        return error.message[:200]
+    return f"it fails with {type(error).__name__}"
