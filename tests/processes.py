@@ -17,7 +17,7 @@ import openai
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], what: str, *, seconds: float = 20.0) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, *, seconds: float = 20.0) -> T:
     """Poll `condition` until it gives something true; the limit is for a broken program, not a measurement."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -60,9 +60,9 @@ class NodeProcess:
     def run(self) -> dict[str, Any]:
         path = self.data_dir / "run.json"
 
-        def read() -> dict[str, Any] | None:
+        def read() -> dict[str, Any]:
             assert self.process.poll() is None, f"{self.name} ended with {self.process.returncode}:\n{self.printed()}"
-            return json.loads(path.read_text()) if path.exists() else None
+            return dict(json.loads(path.read_text())) if path.exists() else {}
 
         return wait_until(read, f"the run file of {self.name}")
 

@@ -1,0 +1,104 @@
+import json
+
+import msgspec
+
+from meshnode.gossip.member import Member, State
+from meshnode.status import Node, Refusal, Report, Worker, build, is_degraded, render
+from meshnode.testing import fake_member
+from meshnode.wire.messages import ModelState
+
+NODE = Node(
+    id=fake_member("alpha").id.hex(),
+    name="alpha",
+    version="0.1.0",
+    api="127.0.0.1:4860",
+    mesh=("0.0.0.0:4850",),
+    pid=7,
+    uptime_s=75.0,
+)
+
+
+def report(*members: Member, workers: tuple[Worker, ...] = (), refusals: tuple[Refusal, ...] = ()) -> Report:
+    everyone = (fake_member("alpha", "demo"), *members)
+    return build(node=NODE, mesh_id="ab12", me=everyone[0].id, members=everyone, workers=workers, refusals=refusals, now=100.0)
+
+
+LOST = msgspec.structs.replace(
+    fake_member("beta", "qwen", routable=False, reason="link lost 3.4 s ago: connection reset"),
+    last_seen=96.6, addr="192.168.1.7:4850", rtt_ms=0.8123, version="0.1.0",
+)  # fmt: skip
+
+
+def test_the_table_for_people() -> None:
+    assert render(report(LOST)) == (
+        "alpha (616c7068)  mesh ab12  API http://127.0.0.1:4860  up 1 m\n"
+        "\n"
+        "NODE    STATE                ADDR              RTT     VERSION  MODELS  ACTIVE/SLOTS  QUEUE  TOK/S  SEEN\n"
+        "alpha*  alive                -                 -       -        demo    0/4           0      0      now\n"
+        "beta    alive, not routable  192.168.1.7:4850  0.8 ms  0.1.0    qwen    0/4           0      0      3.4 s\n"
+        "\n"
+        "Health: beta is not routable: link lost 3.4 s ago: connection reset"
+    )
+
+
+def test_the_json_for_programs() -> None:
+    decoded = json.loads(msgspec.json.encode(report(LOST)))
+
+    assert decoded["schema"] == 1
+    assert decoded["mesh"] == {"id": "ab12", "nodes": 2}
+    assert decoded["health"] == ["beta is not routable: link lost 3.4 s ago: connection reset"]
+    assert decoded["members"][1] == {
+        "id": LOST.id.hex(),
+        "name": "beta",
+        "state": "alive",
+        "routable": False,
+        "reason": "link lost 3.4 s ago: connection reset",
+        "last_seen_s": 3.4,
+        "addr": "192.168.1.7:4850",
+        "rtt_ms": 0.81,
+        "version": "0.1.0",
+        "models": [{"name": "qwen", "digest": LOST.models[0].digest.hex(), "state": "ready"}],
+        "load": {"active": 0, "slots": 4, "queued": 0, "tokens_per_s": 0.0},
+    }
+
+
+def test_a_node_alone_is_healthy() -> None:
+    alone = report()
+
+    assert not is_degraded(alone)
+    assert render(alone).endswith("Health: good")
+
+
+def test_a_member_that_left_is_shown_and_is_no_fault() -> None:
+    left = report(msgspec.structs.replace(LOST, state=State.LEFT))
+
+    assert not is_degraded(left)
+    assert left.mesh.nodes == 1
+    assert "left" in render(left)
+
+
+def test_a_failed_worker_is_a_fault_even_before_its_model_is_known() -> None:
+    failed = report(workers=(Worker(name="qwen", state="failed", reason="the file is truncated"),))
+
+    assert is_degraded(failed)
+    assert failed.health == ("the worker for qwen failed: the file is truncated",)
+
+
+def test_a_recent_refusal_is_a_fault_and_an_old_one_is_not() -> None:
+    recent = Refusal(addr="10.0.0.9:1", reason="another mesh", age_s=61.0, count=3)
+
+    assert report(refusals=(recent,)).health == ("10.0.0.9:1: another mesh (3 times, last 1 m ago)",)
+    assert not is_degraded(report(refusals=(msgspec.structs.replace(recent, age_s=4000.0),)))
+
+
+def test_a_model_that_is_still_loading_is_shown_as_such() -> None:
+    loading = msgspec.structs.replace(fake_member("beta"), load=(ModelState("big", b"", "loading"),))  # type: ignore[arg-type]  # no digest yet
+
+    assert "big(loading)" in render(report(loading))
+
+
+def test_a_hostile_name_cannot_write_to_the_terminal() -> None:
+    evil = msgspec.structs.replace(LOST, name="\x1b[2J", reason="\x1b]0;title\x07\nHealth: good")
+
+    assert "\x1b" not in render(report(evil))
+    assert render(report(evil)).count("\n") == render(report(LOST)).count("\n")
