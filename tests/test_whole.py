@@ -1,9 +1,11 @@
 """The main job with real processes: ask one node for a model that another one has, and what happens when things go wrong."""
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ pytestmark = pytest.mark.slow
 Start = Callable[..., NodeProcess]
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 STORY: Any = [{"role": "user", "content": "Tell me a story about a fox."}]
+
+
+def health_about(node: NodeProcess, word: str) -> str:
+    return next((line for line in node.status()["health"] if word in line), "")
 
 
 @pytest.fixture
@@ -72,7 +78,8 @@ def test_a_killed_holder_means_503_and_the_status_says_why(pair: tuple[NodeProce
     assert caught.value.status_code == 503
     assert int(caught.value.response.headers["retry-after"]) >= 1
     assert "holder" in caught.value.message
-    member = wait_until(lambda: next((m for m in [asker.member("holder")] if not m["routable"]), None), "holder unroutable")
+    wait_until(lambda: not asker.member("holder")["routable"], "holder unroutable")
+    member = asker.member("holder")
     assert member["state"] == "alive"
     assert member["reason"]
     assert any("holder" in line for line in asker.status()["health"])
@@ -193,11 +200,7 @@ def test_a_wrong_token_is_refused_with_the_reason_on_both_sides(start: Start, tm
     with mesh_of(other) as start_stranger:
         stranger = start_stranger("stranger", "--no-worker", peer=holder)
         for node in (holder, stranger):
-            line = wait_until(
-                lambda node=node: next((line for line in node.status()["health"] if "token" in line), None),
-                f"{node.name} to say why",
-            )
-            assert "127.0.0.1" in line
+            assert "127.0.0.1" in wait_until(partial(health_about, node, "token"), f"{node.name} to say why")
     assert [member["name"] for member in holder.status()["members"]] == ["holder"]
 
 
@@ -224,11 +227,8 @@ def test_a_file_that_is_no_model_is_a_failed_worker_and_the_node_goes_on(start: 
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"not a model at all" * 100)
     node = start("node", "--model", f"broken={bad}")
-    report = wait_until(
-        lambda: next((r for r in [node.status()] if any("broken" in line for line in r["health"])), None), "the failure"
-    )
 
-    assert any("GGUF" in line for line in report["health"])
+    assert "GGUF" in wait_until(partial(health_about, node, "broken"), "the failure")
     with pytest.raises(openai.InternalServerError, match="broken"):
         node.client().chat.completions.create(model="broken", messages=QUESTION)
 
@@ -240,8 +240,6 @@ def test_a_killed_worker_is_restarted_and_the_node_lives(start: Start) -> None:
     if not children.exists():
         pytest.skip("needs Linux's list of child processes")
     (child,) = [int(pid) for pid in children.read_text().split()]
-    import os
-
     os.kill(child, 9)
     wait_until(lambda: [pid for pid in children.read_text().split() if int(pid) != child], "another worker")
     node.wait_for_model("demo")
