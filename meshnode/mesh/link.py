@@ -1,193 +1,198 @@
-"""The transport of a link: whole binary messages over one WebSocket. The only module that imports trio_websocket.
+"""One WebSocket over one stream: open, accept, send, receive, close. The only module that knows trio_websocket.
 
-The five methods (`opened`, `accepted`, `send`, `receive`, `close`) hide a library with traps, each met here once:
+The library has traps (each has a regression test in `tests/mesh/test_link.py`), and this is where they are defused:
 
-- a peer that closes TCP during the opening handshake leaves the library waiting for ever: `_Watched` notices the end of the stream;
-- a cancelled `send_message` leaves half a frame on the wire and the link silent without an error: `send` drops the stream then;
-- a ping that arrives while we close raises out of the library's reader task: it ends in our nursery, and only this link with it;
-- closing waits for the other side for a minute: we give it one second, then drop the stream;
-- a TLS refusal is seen only on the first read, inside the library, which forgets the reason: `_Watched` keeps it.
+- Its reader task raises what a peer can cause (a ping while we are closing: LocalProtocolError). It runs behind a barrier here: the
+  link ends, with the reason, and nothing else does.
+- It waits for ever when the peer goes away during the opening handshake, and it drops the reason. So it gets a `_Watched` stream,
+  which remembers why it ended and cuts the wait short.
+- A send that is cancelled leaves half a frame on the wire, and later sends vanish. So a send that does not complete, for whatever
+  reason, drops the stream.
+- Its close waits for the peer. Ours waits a second, then drops the stream.
+- It bounds a message but not what comes between two messages (empty fragments, pings). `_Watched` does.
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 import trio_websocket
-import wsproto.utilities
 
 from meshnode.errors import LinkLost, PeerError
-from meshnode.mesh.reasons import explain
+from meshnode.mesh.reasons import NO_WEBSOCKET, explain
+from meshnode.names import printable
 from meshnode.wire.codec import MAX_MESSAGE
 
-SEND_STALL_S = 20.0
-"""A peer that takes nothing for so long is gone or frozen; a slow one takes something."""
+STALL_S = 20.0
+"""A peer that takes nothing for so long is gone."""
 CLOSE_S = 1.0
-_RECEIVE_BUFFER = 65536
-_MESSAGE_QUEUE = 16
-_RESOURCE = "/mesh/1"
+_RECEIVE_BYTES = 64 * 1024
+"""The library's 4 KiB cost twice the CPU for messages of 4 KiB, and three times for big ones."""
+_QUEUE = 16
+"""Messages between the library's reader and ours: saves a task switch each when bursts come."""
+_MAX_SILENT_BYTES = 2 * MAX_MESSAGE
+"""So many bytes without one complete message are an attack: a message with its framing is smaller."""
+_MAX_CLOSE_REASON = 123
+"""RFC 6455, 5.5: a control frame carries 125 bytes, two of them the code."""
+_ABNORMAL = 1006
+"""RFC 6455, 7.1.5: there was no close frame."""
+_LIMITS = {"receive_buffer_size": _RECEIVE_BYTES, "message_queue_size": _QUEUE, "max_message_size": MAX_MESSAGE}
 
-# The library logs what peers send it, as warnings of its own.
-logging.getLogger("trio-websocket").setLevel(logging.CRITICAL)
+_log = logging.getLogger(__name__)
 
 
 class _Watched(trio.abc.Stream):
-    """A stream that remembers how it ended."""
+    """A stream that remembers why it ended, and tells `on_end` at once."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self.ended = trio.Event()
-        self.fault: BaseException | None = None
+        self.failure: BaseException | None = None
+        self.on_end: Callable[[], None] = lambda: None
+        self.silent_bytes = 0
         self._stream = stream
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+    def end(self, failure: BaseException | None) -> None:
+        """The first failure is the cause; what follows are its consequences."""
+        self.failure = self.failure or failure
+        self.on_end()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         try:
             data = await self._stream.receive_some(max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._end(error)
+            self.end(error)
             raise
+        self.silent_bytes += len(data)
         if not data:
-            self._end(None)
-        return bytes(data)
+            self.end(None)
+        elif self.silent_bytes > _MAX_SILENT_BYTES:
+            self.end(PeerError(f"{_MAX_SILENT_BYTES} bytes without a complete message", close_code=4429))
+            raise trio.BrokenResourceError
+        return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._end(error)
+            self.end(error)
             raise
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
 
     async def aclose(self) -> None:
-        """Without TLS's farewell, which a frozen peer would never answer: the WebSocket has said goodbye already."""
-        self._end(None)
-        await trio.aclose_forcefully(self._stream)
-
-    def _end(self, error: BaseException | None) -> None:
-        self.fault = self.fault or error
-        self.ended.set()
+        """The library closes it itself, without a word, only when the peer breaks the WebSocket protocol."""
+        self.end(PeerError(NO_WEBSOCKET))
+        await self._stream.aclose()
 
 
-class Transport:
-    """Messages to and from one peer. After the first LinkLost every call raises LinkLost."""
+class _Barrier:
+    """Stands for the nursery that the library starts its reader in, so that the reader's exceptions end there."""
 
-    def __init__(self, connection: trio_websocket.WebSocketConnection, stream: _Watched) -> None:
-        self._connection = connection
+    def __init__(self, nursery: trio.Nursery, stream: _Watched) -> None:
+        self._nursery = nursery
+        self._stream = stream
+
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        self._nursery.start_soon(self._guard, reader)
+
+    async def _guard(self, reader: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await reader()
+        except Exception as error:  # whatever a peer can make the library raise
+            _log.debug("the WebSocket reader ended: %r", error)
+            self._stream.end(PeerError(NO_WEBSOCKET))
+            await trio.aclose_forcefully(self._stream)
+
+
+class Link:
+    """An open WebSocket. One task may send, one may receive, any may close; errors are LinkLost or PeerError."""
+
+    def __init__(self, socket: Any, stream: _Watched, *, dialled: bool) -> None:
+        self.dialled = dialled
+        self._socket = socket
         self._stream = stream
 
     async def send(self, message: bytes) -> None:
-        """Send one message; one task only. A send that is cancelled or stalls for 20 s tore the message, and costs the link."""
-        whole = False
+        """Send one message, within 20 s. Unless this returns, the stream is dropped: half a message may be on the wire."""
+        sent = False
         try:
-            with trio.fail_after(SEND_STALL_S):
-                await self._connection.send_message(message)
-            whole = True
+            with trio.fail_after(STALL_S):
+                await self._socket.send_message(message)
+            sent = True
         except trio.TooSlowError as error:
-            raise LinkLost("the peer took nothing for 20 s") from error
-        except (trio_websocket.ConnectionClosed, wsproto.utilities.LocalProtocolError) as error:
-            raise self._lost() from error
+            raise LinkLost(f"it took nothing for {STALL_S:.0f} s") from error
+        except Exception as error:  # ConnectionClosed, and LocalProtocolError while closing
+            raise self._lost(error) from error
         finally:
-            if not whole:
-                await trio.aclose_forcefully(self._stream)
+            if not sent:
+                await self.abort()
 
     async def receive(self) -> bytes:
-        """The next message. Raises LinkLost with the peer's reason when there will be none."""
+        """The next message. A cancelled wait loses nothing."""
         try:
-            message = await self._connection.get_message()
+            message = await self._socket.get_message()
         except trio_websocket.ConnectionClosed as error:
-            raise self._lost() from error
-        if isinstance(message, str):
-            raise LinkLost("the peer sent text, not frames")
-        return bytes(message)
+            raise self._lost(error) from error
+        self._stream.silent_bytes = 0
+        if not isinstance(message, bytes):
+            raise PeerError("a text message; frames travel in binary ones")
+        return message
 
     async def close(self, code: int, reason: str) -> None:
-        """Say goodbye for at most a second, then drop the stream."""
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
-            await self._connection.aclose(code, reason[:120])
+        """Say goodbye, wait for the answer a second at most, and be gone."""
+        cut = reason.encode()[:_MAX_CLOSE_REASON].decode(errors="ignore")
+        with trio.move_on_after(CLOSE_S, shield=True):
+            try:
+                await self._socket.aclose(code, cut)
+            except Exception as error:  # the state is the library's; the stream is dropped anyway
+                _log.debug("closing a WebSocket: %r", error)
+        await self.abort()
+
+    async def abort(self) -> None:
+        """Drop the stream at once."""
+        self._stream.end(LinkLost("dropped"))
         await trio.aclose_forcefully(self._stream)
 
-    def _lost(self) -> LinkLost:
-        closed = self._connection.closed
-        if closed is not None and closed.code not in (1000, 1006) and closed.reason:
-            return LinkLost(f"{closed.reason} (closed by the peer with {closed.code})")
-        return LinkLost(explain(self._stream.fault) if self._stream.fault else "the peer closed the connection")
+    def _lost(self, error: Exception) -> Exception:
+        """What the close frame says, or else what happened to the stream."""
+        failure = self._stream.failure
+        closed = self._socket.closed
+        if closed is not None and closed.code != _ABNORMAL:
+            return LinkLost(f"closed with {closed.code}: {printable(closed.reason or '') or closed.name}")
+        if isinstance(failure, PeerError):
+            return failure
+        return LinkLost(explain(failure or error, dialled=self.dialled))
 
 
-@asynccontextmanager
-async def opened(stream: trio.abc.Stream) -> AsyncIterator[Transport]:
-    """A link over `stream`, which we dialled. Raises LinkLost; put a deadline around entering."""
-    async with _connected(stream, _client) as transport:
-        yield transport
+async def _opening(stream: _Watched, handshake: Callable[[], Awaitable[Any]], *, dialled: bool) -> Link:
+    """Run the library's opening handshake until it is done or the stream ends, which the library would not notice."""
+    with trio.CancelScope() as scope:
+        stream.on_end = scope.cancel
+        socket = await handshake()
+        stream.on_end = lambda: None
+        return Link(socket, stream, dialled=dialled)
+    await trio.aclose_forcefully(stream)
+    raise LinkLost(explain(stream.failure, dialled=dialled)) from stream.failure
 
 
-@asynccontextmanager
-async def accepted(stream: trio.abc.Stream) -> AsyncIterator[Transport]:
-    """A link over `stream`, which the peer dialled. Raises LinkLost; put a deadline around entering."""
-    async with _connected(stream, _server) as transport:
-        yield transport
+async def open_link(nursery: trio.Nursery, stream: trio.abc.Stream) -> Link:
+    """Ask for a WebSocket over `stream`; the library's reader runs in `nursery` and never fails it. Wants a deadline around it."""
+    watched = _Watched(stream)
+
+    async def ask() -> Any:
+        barrier = _Barrier(nursery, watched)
+        return await trio_websocket.wrap_client_stream(barrier, watched, "mesh", "/", **_LIMITS)
+
+    return await _opening(watched, ask, dialled=True)
 
 
-_Connect = Callable[[trio.Nursery, _Watched], Awaitable[trio_websocket.WebSocketConnection]]
+async def accept_link(nursery: trio.Nursery, stream: trio.abc.Stream) -> Link:
+    """Wait for the other end's `open_link`; as that in all else."""
+    watched = _Watched(stream)
 
+    async def answer() -> Any:
+        request = await trio_websocket.wrap_server_stream(_Barrier(nursery, watched), watched, **_LIMITS)
+        return await request.accept()
 
-async def _client(nursery: trio.Nursery, stream: _Watched) -> trio_websocket.WebSocketConnection:
-    return await trio_websocket.wrap_client_stream(
-        nursery,
-        stream,  # type: ignore[arg-type]  # it asks for trio's own two streams, and uses no more than the interface
-        "mesh",
-        _RESOURCE,
-        message_queue_size=_MESSAGE_QUEUE,
-        max_message_size=MAX_MESSAGE,
-        receive_buffer_size=_RECEIVE_BUFFER,
-    )
-
-
-async def _server(nursery: trio.Nursery, stream: _Watched) -> trio_websocket.WebSocketConnection:
-    request = await trio_websocket.wrap_server_stream(
-        nursery, stream, message_queue_size=_MESSAGE_QUEUE, max_message_size=MAX_MESSAGE, receive_buffer_size=_RECEIVE_BUFFER
-    )
-    return await request.accept()
-
-
-@asynccontextmanager
-async def _connected(raw: trio.abc.Stream, connect: _Connect) -> AsyncIterator[Transport]:
-    """The library's reader task lives in this nursery; what it raises, and what the block raises, leaves it as one error."""
-    stream = _Watched(raw)
-    failure: Exception | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            try:
-                connection = await _handshake(connect, nursery, stream)
-                yield Transport(connection, stream)
-            except (LinkLost, PeerError) as error:
-                failure = error
-            nursery.cancel_scope.cancel()
-    except* wsproto.utilities.ProtocolError as group:
-        failure = LinkLost(f"the peer broke the WebSocket protocol: {group.exceptions[0]}")
-    finally:
-        await trio.aclose_forcefully(stream)
-    if failure:
-        raise failure
-
-
-async def _handshake(connect: _Connect, nursery: trio.Nursery, stream: _Watched) -> trio_websocket.WebSocketConnection:
-    """The opening handshake, or LinkLost as soon as the stream ends: the library itself would wait for ever."""
-    connection: trio_websocket.WebSocketConnection | None = None
-
-    async def shake() -> None:
-        nonlocal connection
-        try:
-            connection = await connect(nursery, stream)
-        except (trio_websocket.HandshakeError, trio_websocket.ConnectionClosed):
-            stream.ended.set()
-        race.cancel_scope.cancel()
-
-    async with trio.open_nursery() as race:
-        race.start_soon(shake)
-        await stream.ended.wait()
-        race.cancel_scope.cancel()
-    if connection is None:
-        raise LinkLost(explain(stream.fault) if stream.fault else "the peer closed the connection before it was a link")
-    return connection
+    return await _opening(watched, answer, dialled=False)

@@ -1,71 +1,72 @@
-"""Why a link could not be made or was lost, in words for the person who has to mend it.
+"""Why a connection failed, in words for people: what the errors of sockets and TLS mean on a mesh link (pure).
 
-OpenSSL's names for what went wrong say little to anyone; the reason behind trio's BrokenResourceError is its `__cause__`.
+The two ends see different errors for one cause. With a wrong token the dialler finds that it does not trust the acceptor and says
+so in a TLS alert; in the other order, the acceptor finds it, after the dialler already took the handshake for done.
 """
 
-import errno
 import ssl
+from collections.abc import Iterator
+from socket import gaierror
 
 import trio
 
-OTHER_MESH = "it belongs to another mesh (is the token the same on both nodes?)"
-NOT_A_MESH_PORT = "that is not the mesh port of a node (no TLS 1.3 there)"
+from meshnode.errors import MeshnodeError
 
-_ALERTS_ABOUT_US = ("UNKNOWN_CA", "BAD_CERTIFICATE", "CERTIFICATE_UNKNOWN", "CERTIFICATE_REQUIRED", "DECRYPT_ERROR")
-_NO_TLS = (
-    "WRONG_VERSION_NUMBER",
-    "HTTP_REQUEST",
-    "UNEXPECTED_EOF",
-    "RECORD_LAYER_FAILURE",
-    "PROTOCOL_VERSION",
-    "UNSUPPORTED_PROTOCOL",
-)
-_SYSTEM = {
-    errno.ECONNREFUSED: "connection refused: no node listens there",
-    errno.EHOSTUNREACH: "no route to that host",
-    errno.ENETUNREACH: "no route to that network",
-    errno.ETIMEDOUT: "no answer (a firewall?)",
-    errno.ECONNRESET: "connection reset",
-    errno.EPIPE: "connection reset",
-}
+WRONG_TOKEN_THERE = "the peer belongs to another mesh (wrong token?)"  # noqa: S105 - words for people
+WRONG_TOKEN_HERE = "a node with another token"  # noqa: S105 - words for people
+NOT_TLS_THERE = "no meshnode listens there: the service at this address does not speak TLS"
+HTTP_HERE = "plain HTTP, which the mesh port does not speak; is the API's port meant?"
+NO_WEBSOCKET = "it speaks TLS but not our WebSocket protocol"
+
+_REFUSALS = ("ALERT_UNKNOWN_CA", "ALERT_BAD_CERTIFICATE", "ALERT_DECRYPT_ERROR", "ALERT_CERTIFICATE", "ALERT_ACCESS_DENIED")
+"""Alerts by which an end says that it does not accept the other's certificate; prefixes, as OpenSSL's versions name them."""
 
 
-def explain(error: BaseException | None) -> str:
-    """The reason in words; falls back to the error's own text."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else error
-    match cause:
-        case ssl.SSLCertVerificationError():
-            return OTHER_MESH
-        case ssl.SSLError():
-            return _tls(cause)
-        case trio.TooSlowError():
-            return "no answer in time (a firewall, or not a node?)"
-        case OSError():
-            return _system(cause)
-        case None:
-            return "connection lost"
-        case _:
-            return str(cause) or type(cause).__name__
+def explain(failure: BaseException | None, *, dialled: bool) -> str:
+    """Why the connection ended; None stands for an end without an error. `dialled`: we dialled it."""
+    for error in _causes(failure):
+        match error:
+            case MeshnodeError():
+                return error.message
+            case ssl.SSLError():
+                return _explain_tls(error, dialled=dialled)
+            case gaierror():
+                return "unknown host"
+            case ConnectionRefusedError():
+                return "connection refused: nothing listens there"
+            case OSError() if error.strerror:
+                return error.strerror.lower()
+            case trio.TooSlowError():
+                return "no answer in time"
+            case _:
+                pass
+    return "it closed the connection"
 
 
-def _tls(error: ssl.SSLError) -> str:
-    name = error.reason or ""
-    if any(alert in name for alert in _ALERTS_ABOUT_US):
-        return f"it refused our token: {OTHER_MESH}"
-    if any(sign in name for sign in _NO_TLS) or isinstance(error, ssl.SSLEOFError):
-        return NOT_A_MESH_PORT
-    if "PEER_DID_NOT_RETURN_A_CERTIFICATE" in name:
-        return "it showed no certificate: not a node of any mesh"
-    return f"TLS failed ({name.replace('_', ' ').lower() or 'no reason given'})"
+def _causes(failure: BaseException | None) -> Iterator[BaseException]:
+    """From the failure to its roots; of several attempts (one for each address of a host), the first."""
+    while failure is not None:
+        yield failure
+        if isinstance(failure.__cause__, BaseExceptionGroup):
+            failure = failure.__cause__.exceptions[0]
+        else:
+            failure = failure.__cause__
 
 
-def _system(error: OSError) -> str:
-    """A failed connect to a name of several addresses carries the reasons in a group behind it."""
-    behind = error.__cause__
-    first = behind.exceptions[0] if isinstance(behind, BaseExceptionGroup) else behind
-    for cause in (error, first):
-        if isinstance(cause, OSError) and cause.errno in _SYSTEM:
-            return _SYSTEM[cause.errno]
-    return error.strerror or str(error) or type(error).__name__
+def _explain_tls(error: ssl.SSLError, *, dialled: bool) -> str:
+    reason = error.reason or ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return WRONG_TOKEN_THERE if dialled else WRONG_TOKEN_HERE
+    if any(refusal in reason for refusal in _REFUSALS):
+        return f"refused our token: {WRONG_TOKEN_THERE}" if dialled else WRONG_TOKEN_HERE
+    if isinstance(error, ssl.SSLEOFError) or "EOF" in reason:
+        return "it closed the connection"
+    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return "it speaks TLS but has no certificate of a mesh"
+    if reason == "HTTP_REQUEST":
+        return HTTP_HERE
+    if "PROTOCOL_VERSION" in reason or reason == "UNSUPPORTED_PROTOCOL":
+        return "it speaks an older TLS than 1.3"
+    if reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "PACKET_LENGTH_TOO_LONG"}:
+        return NOT_TLS_THERE if dialled else "something that is not TLS"
+    return f"TLS failed: {reason.lower().replace('_', ' ') or 'unknown reason'}"
