@@ -1,0 +1,129 @@
+"""From our events to OpenAI's chat completion, whole or in chunks (pure).
+
+A chunk of a stream differs from the last one in its text alone, so the rest is encoded once per stream and a token costs the
+encoding of one string.
+"""
+
+import json
+from collections.abc import Iterable
+
+import msgspec
+
+import meshnode
+from meshnode.errors import InternalError
+from meshnode.inference import Chunk, End, Event, Finish, Phase, Progress, Usage
+
+DONE = b"data: [DONE]\n\n"
+FINGERPRINT = f"meshnode-{meshnode.__version__}"
+"""OpenAI's name for the configuration that answered."""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What every chunk of an answer repeats. `created` is in Unix seconds; `model` the name that it was served under."""
+
+    id: str
+    created: int
+    model: str
+
+
+class Collected:
+    """A whole answer in the making: `add` its events, then ask for the `completion`."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, list[str]] = {}
+        self._finishes: dict[int, Finish] = {}
+        self._usage: Usage | None = None
+
+    def add(self, batch: Iterable[Event]) -> None:
+        for event in batch:
+            if isinstance(event, Chunk):
+                self._texts.setdefault(event.choice, []).append(event.text)
+                if event.finish is not None:
+                    self._finishes[event.choice] = event.finish
+            elif isinstance(event, End):
+                self._usage = event.usage
+
+    def completion(self, identity: Identity) -> bytes:
+        """The object as JSON. Raises InternalError when the events did not come to their end."""
+        if self._usage is None:
+            raise InternalError("The answer ended without its end.")
+        return msgspec.json.encode(
+            {
+                "id": identity.id,
+                "object": "chat.completion",
+                "created": identity.created,
+                "model": identity.model,
+                "system_fingerprint": FINGERPRINT,
+                "choices": [self._choice(index) for index in sorted(self._texts)],
+                "usage": usage_object(self._usage),
+            }
+        )
+
+    def _choice(self, index: int) -> dict[str, object]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": "".join(self._texts[index]), "refusal": None},
+            "logprobs": None,
+            "finish_reason": self._finishes.get(index, Finish.STOP),
+        }
+
+
+class ChunkStream:
+    """The server-sent events of one streamed answer: for each choice its role, its text, its finish; then the usage if asked."""
+
+    def __init__(self, identity: Identity, *, include_usage: bool) -> None:
+        common = json.dumps(
+            {
+                "id": identity.id,
+                "object": "chat.completion.chunk",
+                "created": identity.created,
+                "model": identity.model,
+                "system_fingerprint": FINGERPRINT,
+            },
+            separators=(",", ":"),
+        ).encode()
+        self._head = b"data: " + common[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._include_usage = include_usage
+        self._begun: set[int] = set()
+
+    def encode(self, batch: Iterable[Event]) -> bytes:
+        """What a batch of events adds to the stream, for one write; may be empty. After `End` that is all but `DONE`."""
+        return b"".join(piece for event in batch for piece in self._pieces(event))
+
+    def _pieces(self, event: Event) -> Iterable[bytes]:
+        match event:
+            case Chunk():
+                if event.choice not in self._begun:
+                    self._begun.add(event.choice)
+                    yield self._delta(event.choice, b'{"role":"assistant","content":"","refusal":null}')
+                if event.text:
+                    yield self._delta(event.choice, b'{"content":%b}' % msgspec.json.encode(event.text))
+                if event.finish is not None:
+                    yield self._delta(event.choice, b"{}", b'"%b"' % event.finish.encode())
+            case End() if self._include_usage:
+                yield self._head + b'],"usage":%b}\n\n' % msgspec.json.encode(usage_object(event.usage))
+            case _:
+                return
+
+    def _delta(self, choice: int, delta: bytes, finish: bytes = b"null") -> bytes:
+        body = b'{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}' % (choice, delta, finish)
+        return self._head + body + self._tail
+
+
+def usage_object(usage: Usage) -> dict[str, object]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def comment(progress: Progress | None) -> bytes:
+    """A line that clients skip: the answer is still being worked on, and by what."""
+    if progress is None:
+        return b": keep-alive\n\n"
+    if progress.phase is Phase.PREFILL and progress.total:
+        return b": prefill %d/%d\n\n" % (progress.done, progress.total)
+    return b": %b\n\n" % progress.phase.encode()

@@ -1,0 +1,202 @@
+"""From OpenAI's chat request to ours (pure). Shapes: OpenAI's API reference, and what its official clients check.
+
+The body is decoded straight into types, and a message of the decoder is turned into the error that names the field. Unknown
+fields are ignored, as the API promises; known ones that would change the answer and that we cannot do are refused by name.
+"""
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from meshnode import inference
+from meshnode.errors import InvalidRequest, MeshnodeError, Unsupported
+
+_Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_ABSENT = msgspec.Raw()
+
+
+class _Part(msgspec.Struct, frozen=True):
+    type: str
+    text: str | None = None
+
+
+class _Message(msgspec.Struct, frozen=True):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[_Part] | None = None
+    name: str | None = None
+    tool_calls: msgspec.Raw = _ABSENT
+    tool_call_id: str | None = None
+
+
+class _StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class _Schema(msgspec.Struct, frozen=True):
+    schema: msgspec.Raw = _ABSENT
+
+
+class _Format(msgspec.Struct, frozen=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _Schema | None = None
+
+
+class _Body(msgspec.Struct, frozen=True):
+    model: Annotated[str, Meta(min_length=1, max_length=512)]
+    messages: Annotated[list[_Message], Meta(min_length=1)]
+    max_tokens: _Count | None = None
+    max_completion_tokens: _Count | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    tools: msgspec.Raw = _ABSENT
+    tool_choice: msgspec.Raw = _ABSENT
+    response_format: _Format | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    frequency_penalty: _Penalty | None = None
+    presence_penalty: _Penalty | None = None
+    logit_bias: dict[str, float] | None = None
+
+
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked, and in which form the answer shall come."""
+
+    request: inference.Request
+    stream: bool
+    include_usage: bool
+
+
+def chat_request(body: bytes, *, request_id: str) -> ChatRequest:
+    """Raises InvalidRequest or Unsupported, whose `param` names the field."""
+    asked = _decode(body)
+    _refuse_what_cannot_be_done(asked)
+    request = inference.Request(
+        id=request_id,
+        model=asked.model,
+        messages=tuple(_message(each, f"messages[{index}]") for index, each in enumerate(asked.messages)),
+        sampling=_sampling(asked),
+        n=asked.n or 1,
+        tools=_text(asked.tools, empty="[]"),
+        tool_choice=_text(asked.tool_choice),
+        response_format=_response_format(asked.response_format),
+        logprobs=_logprobs(asked),
+    )
+    usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
+    return ChatRequest(request=request, stream=bool(asked.stream), include_usage=usage)
+
+
+def error_object(error: MeshnodeError) -> bytes:
+    """OpenAI's error object, the hint in its message."""
+    return msgspec.json.encode({"error": {"message": str(error), "type": error.kind, "param": error.param, "code": error.code}})
+
+
+_DECODER = msgspec.json.Decoder(_Body)
+_AT = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
+_FIELD = re.compile(r"required field `(\w+)`")
+
+
+def _decode(body: bytes) -> _Body:
+    try:
+        return _DECODER.decode(body)
+    except msgspec.ValidationError as error:
+        raise _named(str(error)) from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InvalidRequest(f"The request's body is not JSON: {reason}.") from None
+
+
+def _named(reason: str) -> InvalidRequest:
+    """The decoder says `Expected ... - at `$.field[...]``, where an index is only dots; a missing field stands in the words."""
+    at = _AT.search(reason)
+    place = at[1].replace("[...]", "") if at else ""
+    if missing := _FIELD.search(reason):
+        place = f"{place}.{missing[1]}".lstrip(".")
+    words = reason[: at.start()] if at else reason
+    if not place:
+        return InvalidRequest(f"The request's body is wrong: {words}.")
+    return InvalidRequest(f"`{place}` is wrong: {words}.", param=place)
+
+
+def _refuse_what_cannot_be_done(asked: _Body) -> None:
+    if asked.frequency_penalty:
+        raise Unsupported("`frequency_penalty` is not supported.", hint="Leave it out, or send 0.", param="frequency_penalty")
+    if asked.presence_penalty:
+        raise Unsupported("`presence_penalty` is not supported.", hint="Leave it out, or send 0.", param="presence_penalty")
+    if asked.logit_bias:
+        raise Unsupported("`logit_bias` is not supported.", hint="Leave it out.", param="logit_bias")
+
+
+def _message(message: _Message, place: str) -> inference.Message:
+    calls = _text(message.tool_calls, empty="[]")
+    if message.content is None and not (message.role == "assistant" and calls):
+        raise InvalidRequest(
+            f"`{place}.content` is missing.", hint="Only an assistant's tool calls go without.", param=f"{place}.content"
+        )
+    return inference.Message(
+        role=message.role,
+        content=_content(message.content, f"{place}.content"),
+        name=message.name,
+        tool_calls=calls,
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def _content(content: str | list[_Part] | None, place: str) -> str:
+    """Parts are joined by a line break, as llama.cpp and vLLM do for templates that take text alone."""
+    if not isinstance(content, list):
+        return content or ""
+    texts = []
+    for index, part in enumerate(content):
+        if part.type != "text":
+            raise Unsupported(
+                f"Content of type `{part.type[:64]}` is not supported.", hint="Send text.", param=f"{place}[{index}].type"
+            )
+        if part.text is None:
+            raise InvalidRequest(f"`{place}[{index}].text` is missing.", param=f"{place}[{index}].text")
+        texts.append(part.text)
+    return "\n".join(texts)
+
+
+def _sampling(asked: _Body) -> inference.Sampling:
+    stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+    return inference.Sampling(
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        seed=asked.seed,
+        max_tokens=asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens,
+        stop=tuple(text for text in stop if text),  # an empty one stands for none: it would end every answer before it begins
+    )
+
+
+def _text(raw: msgspec.Raw, *, empty: str = "null") -> str | None:
+    """JSON text as it came, for the worker to read; None when it says nothing."""
+    text = bytes(raw).decode().strip()
+    return None if text in {"", "null", empty} else text
+
+
+def _response_format(asked: _Format | None) -> inference.ResponseFormat:
+    if asked is None:
+        return inference.ResponseFormat()
+    schema = _text(asked.json_schema.schema) if asked.json_schema else None
+    if asked.type == "json_schema" and schema is None:
+        place = "response_format.json_schema.schema"
+        raise InvalidRequest(f"`{place}` is missing.", param=place)
+    return inference.ResponseFormat(kind=asked.type, schema=schema)
+
+
+def _logprobs(asked: _Body) -> inference.Logprobs | None:
+    if not asked.logprobs:
+        if asked.top_logprobs:
+            raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", param="top_logprobs")
+        return None
+    return inference.Logprobs(top=asked.top_logprobs or 0)
