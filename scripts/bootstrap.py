@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -53,7 +54,13 @@ VENV_MODULE = Need("Python's venv module", f"python3.{sys.version_info.minor}-ve
 
 def main() -> None:
     command, *arguments = sys.argv[1:]
-    set_up(dict(os.environ), with_tests=command == "--tests")
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # as an exception, so that a build does not outlive us
+    try:
+        set_up(dict(os.environ), with_tests=command == "--tests")
+    except KeyboardInterrupt:
+        give_up("set-up interrupted; the next call goes on with it")
     if command == "meshnode":
         become_meshnode(arguments)
 

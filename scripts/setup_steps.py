@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".build"
-LAST_LINES = 15
+LAST_LINES = 20
 QUIET_TICK_S = 15
 """How often a step reports where there is no terminal, as in CI: often enough to show life, rarely enough to read."""
 _NINJA = re.compile(rb"\[(\d+/\d+)\]")
@@ -34,16 +35,17 @@ def run_step(title: str, command: Sequence[str | Path], environment: Mapping[str
     log = LOGS / f"{re.sub(r'[^a-z0-9]+', '-', title.lower())}.log"
     begun = time.monotonic()
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=ROOT)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=ROOT, start_new_session=True
+        )
     try:
         _tick(title, process, log, begun)
     except BaseException:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # the compilers too, which are its grandchildren
         process.wait()
         raise
     if process.returncode != 0:
-        tail = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-        give_up("\n".join([f"{title} failed. The end of {log}:", *(f"    {line}" for line in tail)]))
+        give_up("\n".join([f"{title} failed. The end of {log}:", *(f"    {line}" for line in _last_lines(log))]))
     say(f"{title}: done in {time.monotonic() - begun:.0f} s")
 
 
@@ -59,6 +61,12 @@ def _tick(title: str, process: subprocess.Popen[bytes], log: Path, begun: float)
             return
         line = f"  {time.monotonic() - begun:4.0f} s {_ninja_progress(log)}"
         print(f"\r\033[K{line}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
+
+
+def _last_lines(log: Path) -> list[str]:
+    """The end of what the command itself wrote: pip's own account of a failed build says nothing that helps."""
+    text, _, _ = log.read_text(errors="replace").partition("error: subprocess-exited-with-error")
+    return text.rstrip().splitlines()[-LAST_LINES:]
 
 
 def _ninja_progress(log: Path) -> str:

@@ -143,6 +143,20 @@ def test_a_step_that_fails_shows_the_end_of_its_log_and_names_it(
     assert str(tmp_path / "logs/try-it.log") in said
 
 
+def test_the_account_of_a_failed_build_ends_where_pips_own_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup_steps, "LOGS", tmp_path)
+    script = "print('no such header'); print('error: subprocess-exited-with-error\\nnoise'); raise SystemExit(1)"
+
+    with pytest.raises(SystemExit):
+        setup_steps.run_step("Build", [sys.executable, "-c", script])
+
+    said = capsys.readouterr().err
+    assert "no such header" in said
+    assert "noise" not in said
+
+
 def test_without_a_python_the_wrapper_says_what_to_install(tmp_path: Path) -> None:
     scripts = tmp_path / "scripts"
     scripts.mkdir()
