@@ -1,9 +1,9 @@
 """Credit: how much of one stream's data may be under way in one direction (pure).
 
-Each direction of a stream starts with 64 KiB. A data frame costs 16 bytes and its payload: for BODY the bytes of `data`, for CHUNK
-the UTF-8 bytes of `text` and the bytes of `token_ids`. No other frame costs anything: there is one OPEN and one END or ERROR, and
-of PROGRESS only the last counts. The receiver gives back what its reader has taken, when that is half of the window or more; so a
-frame must not cost more than half of the window, or both ends could wait for each other.
+Each direction of a stream starts with 64 KiB. A data frame costs 16 bytes and its payload: for BODY the bytes of `data`, for
+CHUNK the UTF-8 bytes of `text` and the bytes of `token_ids`. No other frame costs anything: there is one OPEN and one END or
+ERROR, and of PROGRESS only the last counts. The receiver gives back what its reader has taken, when that is half of the window or
+more; so a frame must not cost more than half of the window, or both ends could wait for each other.
 
 A frame that costs more than the sender's credit must wait; a peer that sends it all the same, or that gives more credit than the
 window has, breaks the protocol: its link is closed with 4429.

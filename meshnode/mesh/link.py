@@ -2,8 +2,8 @@
 
 The library has traps (each has a regression test in `tests/mesh/test_link.py`), and this is where they are defused:
 
-- Its reader task raises what a peer can cause (a ping while we are closing: LocalProtocolError). It runs behind a barrier here: the
-  link ends, with the reason, and nothing else does.
+- Its reader task raises what a peer can cause (a ping while we are closing: LocalProtocolError). It runs behind a barrier here:
+  the link ends, with the reason, and nothing else does.
 - It waits for ever when the peer goes away during the opening handshake, and it drops the reason. So it gets a `_Watched` stream,
   which remembers why it ended and cuts the wait short.
 - A send that is cancelled leaves half a frame on the wire, and later sends vanish. So a send that does not complete, for whatever
@@ -14,10 +14,10 @@ The library has traps (each has a regression test in `tests/mesh/test_link.py`),
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TypedDict, cast
 
 import trio
-import trio_websocket
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream, wrap_server_stream
 
 from meshnode.errors import LinkLost, PeerError
 from meshnode.mesh.reasons import NO_WEBSOCKET, explain
@@ -37,7 +37,15 @@ _MAX_CLOSE_REASON = 123
 """RFC 6455, 5.5: a control frame carries 125 bytes, two of them the code."""
 _ABNORMAL = 1006
 """RFC 6455, 7.1.5: there was no close frame."""
-_LIMITS = {"receive_buffer_size": _RECEIVE_BYTES, "message_queue_size": _QUEUE, "max_message_size": MAX_MESSAGE}
+
+
+class _Limits(TypedDict):
+    receive_buffer_size: int
+    message_queue_size: int
+    max_message_size: int
+
+
+_LIMITS = _Limits(receive_buffer_size=_RECEIVE_BYTES, message_queue_size=_QUEUE, max_message_size=MAX_MESSAGE)
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +116,7 @@ class _Barrier:
 class Link:
     """An open WebSocket. One task may send, one may receive, any may close; errors are LinkLost or PeerError."""
 
-    def __init__(self, socket: Any, stream: _Watched, *, dialled: bool) -> None:
+    def __init__(self, socket: WebSocketConnection, stream: _Watched, *, dialled: bool) -> None:
         self.dialled = dialled
         self._socket = socket
         self._stream = stream
@@ -132,7 +140,7 @@ class Link:
         """The next message. A cancelled wait loses nothing."""
         try:
             message = await self._socket.get_message()
-        except trio_websocket.ConnectionClosed as error:
+        except ConnectionClosed as error:
             raise self._lost(error) from error
         self._stream.silent_bytes = 0
         if not isinstance(message, bytes):
@@ -165,7 +173,7 @@ class Link:
         return LinkLost(explain(failure or error, dialled=self.dialled))
 
 
-async def _opening(stream: _Watched, handshake: Callable[[], Awaitable[Any]], *, dialled: bool) -> Link:
+async def _opening(stream: _Watched, handshake: Callable[[], Awaitable[WebSocketConnection]], *, dialled: bool) -> Link:
     """Run the library's opening handshake until it is done or the stream ends, which the library would not notice."""
     with trio.CancelScope() as scope:
         stream.on_end = scope.cancel
@@ -177,12 +185,12 @@ async def _opening(stream: _Watched, handshake: Callable[[], Awaitable[Any]], *,
 
 
 async def open_link(nursery: trio.Nursery, stream: trio.abc.Stream) -> Link:
-    """Ask for a WebSocket over `stream`; the library's reader runs in `nursery` and never fails it. Wants a deadline around it."""
+    """Ask for a WebSocket over `stream`. The library's reader runs in `nursery`, never failing it. Wants a deadline around it."""
     watched = _Watched(stream)
+    barrier = cast(trio.Nursery, _Barrier(nursery, watched))
 
-    async def ask() -> Any:
-        barrier = _Barrier(nursery, watched)
-        return await trio_websocket.wrap_client_stream(barrier, watched, "mesh", "/", **_LIMITS)
+    async def ask() -> WebSocketConnection:
+        return await wrap_client_stream(barrier, cast(trio.SocketStream, watched), "mesh", "/", **_LIMITS)
 
     return await _opening(watched, ask, dialled=True)
 
@@ -190,9 +198,10 @@ async def open_link(nursery: trio.Nursery, stream: trio.abc.Stream) -> Link:
 async def accept_link(nursery: trio.Nursery, stream: trio.abc.Stream) -> Link:
     """Wait for the other end's `open_link`; as that in all else."""
     watched = _Watched(stream)
+    barrier = cast(trio.Nursery, _Barrier(nursery, watched))
 
-    async def answer() -> Any:
-        request = await trio_websocket.wrap_server_stream(_Barrier(nursery, watched), watched, **_LIMITS)
+    async def answer() -> WebSocketConnection:
+        request = await wrap_server_stream(barrier, watched, **_LIMITS)
         return await request.accept()
 
     return await _opening(watched, answer, dialled=False)

@@ -47,10 +47,8 @@ def _causes(failure: BaseException | None) -> Iterator[BaseException]:
     """From the failure to its roots; of several attempts (one for each address of a host), the first."""
     while failure is not None:
         yield failure
-        if isinstance(failure.__cause__, BaseExceptionGroup):
-            failure = failure.__cause__.exceptions[0]
-        else:
-            failure = failure.__cause__
+        cause = failure.__cause__
+        failure = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
 
 
 def _explain_tls(error: ssl.SSLError, *, dialled: bool) -> str:

@@ -8,7 +8,7 @@ from typing import assert_never
 import trio
 
 from meshnode.backend import Events
-from meshnode.errors import DeadlineExceeded, InternalError, MeshnodeError, PeerError, RequestTimeout
+from meshnode.errors import DeadlineExceeded, InternalError, MeshnodeError, PeerError
 from meshnode.inference import Chunk, End, Event, Phase, Progress, Request
 from meshnode.mesh import credit
 from meshnode.mesh.lanes import Lanes
@@ -117,7 +117,7 @@ class Served:
             if self.body_bytes:
                 await self._complete.wait()
             return decode_request(bytes(self._body))
-        raise RequestTimeout(f"the request did not arrive within {BODY_S:.0f} s")
+        raise DeadlineExceeded(f"the request did not arrive within {BODY_S:.0f} s")
 
     async def _send(self, batch: Iterable[Event]) -> None:
         for event in batch:
