@@ -16,7 +16,7 @@ class Request:
 
     method: str
     path: str
-    """Percent-decoded once, without control characters. A `%2F` has become a slash: routes match by prefix, no files are served."""
+    """Percent-decoded once, without control characters. A `%2F` is a slash by now: routes match by prefix, no file is served."""
     query: str = ""
     headers: Mapping[str, str]
     """Names in lower case; a repeated header's values are joined by a comma."""

@@ -12,9 +12,11 @@ from msgspec import Meta
 
 from meshnode import inference
 from meshnode.errors import InvalidRequest, MeshnodeError, Unsupported
+from meshnode.names import printable
 
 _Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_Object = dict[str, object]
 _ABSENT = msgspec.Raw()
 
 
@@ -85,8 +87,8 @@ def chat_request(body: bytes, *, request_id: str) -> ChatRequest:
         messages=tuple(_message(each, f"messages[{index}]") for index, each in enumerate(asked.messages)),
         sampling=_sampling(asked),
         n=asked.n or 1,
-        tools=_text(asked.tools, empty="[]"),
-        tool_choice=_text(asked.tool_choice),
+        tools=_json_text(asked.tools, list[_Object] | None, "tools"),
+        tool_choice=_json_text(asked.tool_choice, str | _Object | None, "tool_choice"),
         response_format=_response_format(asked.response_format),
         logprobs=_logprobs(asked),
     )
@@ -111,7 +113,7 @@ def _decode(body: bytes) -> _Body:
         raise _named(str(error)) from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InvalidRequest(f"The request's body is not JSON: {reason}.") from None
+        raise InvalidRequest(f"The request's body is not valid JSON ({reason}).") from None
 
 
 def _named(reason: str) -> InvalidRequest:
@@ -120,7 +122,7 @@ def _named(reason: str) -> InvalidRequest:
     place = at[1].replace("[...]", "") if at else ""
     if missing := _FIELD.search(reason):
         place = f"{place}.{missing[1]}".lstrip(".")
-    words = reason[: at.start()] if at else reason
+    words = printable(reason[: at.start()] if at else reason)
     if not place:
         return InvalidRequest(f"The request's body is wrong: {words}.")
     return InvalidRequest(f"`{place}` is wrong: {words}.", param=place)
@@ -136,7 +138,7 @@ def _refuse_what_cannot_be_done(asked: _Body) -> None:
 
 
 def _message(message: _Message, place: str) -> inference.Message:
-    calls = _text(message.tool_calls, empty="[]")
+    calls = _json_text(message.tool_calls, list[_Object] | None, f"{place}.tool_calls")
     if message.content is None and not (message.role == "assistant" and calls):
         raise InvalidRequest(
             f"`{place}.content` is missing.", hint="Only an assistant's tool calls go without.", param=f"{place}.content"
@@ -178,18 +180,26 @@ def _sampling(asked: _Body) -> inference.Sampling:
     )
 
 
-def _text(raw: msgspec.Raw, *, empty: str = "null") -> str | None:
-    """JSON text as it came, for the worker to read; None when it says nothing."""
-    text = bytes(raw).decode().strip()
-    return None if text in {"", "null", empty} else text
+def _json_text(raw: msgspec.Raw, kind: object, place: str) -> str | None:
+    """JSON text as it came, for the worker to read; None when it says nothing.
+
+    The decoder passes over raw JSON without a look at its strings, so it is decoded here once, to be sure that the worker can.
+    """
+    if not bytes(raw):
+        return None
+    try:
+        value = msgspec.json.decode(raw, type=kind)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"`{place}` is wrong: {printable(str(error))}.", param=place) from None
+    return bytes(raw).decode().strip() if value else None
 
 
 def _response_format(asked: _Format | None) -> inference.ResponseFormat:
     if asked is None:
         return inference.ResponseFormat()
-    schema = _text(asked.json_schema.schema) if asked.json_schema else None
+    place = "response_format.json_schema.schema"
+    schema = _json_text(asked.json_schema.schema, _Object | None, place) if asked.json_schema else None
     if asked.type == "json_schema" and schema is None:
-        place = "response_format.json_schema.schema"
         raise InvalidRequest(f"`{place}` is missing.", param=place)
     return inference.ResponseFormat(kind=asked.type, schema=schema)
 

@@ -1,0 +1,65 @@
+"""What a handler is given: the request, and the node as the API needs it."""
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from meshnode import inference
+from meshnode.api.http import Headers, Request, Response
+from meshnode.backend import Events
+from meshnode.routing.table import Listing
+
+
+class Answer(Protocol):
+    """An answer under way. `node`, `model` and `reason` are final once `events` has yielded its first Chunk."""
+
+    node: str
+    model: str
+    reason: str
+
+    @property
+    def events(self) -> Events: ...
+
+
+class Node(Protocol):
+    """What the API needs of the node that it fronts."""
+
+    @property
+    def name(self) -> str: ...
+
+    def submit(self, request: inference.Request) -> AbstractAsyncContextManager[Answer]:
+        """Answer it somewhere in the mesh; `request.model` is what the client typed. Raises MeshnodeError.
+
+        Leaving the block cancels the work.
+        """
+        ...
+
+    def models(self) -> tuple[Listing, ...]: ...
+
+    def report(self) -> msgspec.Struct:
+        """The status, to be shown as JSON."""
+        ...
+
+    def ready(self) -> str:
+        """Empty when the node can serve or route a request, else why not."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """One request at the node. `id` is unique in the mesh; `shown_id` is the client's own where it sent one."""
+
+    node: Node
+    request: Request
+    id: str
+    shown_id: str
+    started: int
+    """Unix time of the node's start."""
+    rest: str = ""
+    """What the route's `{id}` stands for."""
+
+
+def json_response(body: bytes, *, status: int = 200, headers: Headers = ()) -> Response:
+    return Response(status=status, headers=(("content-type", "application/json"), *headers), body=body)
