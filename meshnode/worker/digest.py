@@ -6,6 +6,7 @@
 piece. Over pieces, so that a copy can be checked while it arrives and a source of bad pieces be blamed.
 """
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -105,4 +106,5 @@ def _remember(cache: Path, entry: _Entry) -> None:
         temporary.write_bytes(msgspec.json.encode(entry))
         temporary.replace(cache)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

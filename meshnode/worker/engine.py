@@ -84,15 +84,6 @@ class Job:
     stops: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    active: int
-    queued: int
-    kv_free_tokens: int
-    tokens_per_s: float
-    """Of all streams together while decoding, a running average; kept while idle, 0 before the first token."""
-
-
 @dataclass(eq=False)
 class _Stream:
     job: Job
@@ -133,21 +124,19 @@ class Engine:
         self._idle: dict[int, list[int]] = {slot: [] for slot in range(runtime.slots)}
         """Free slots and what their KV cache still holds, the longest unused first."""
         self._prefill_rate = FIRST_PREFILL / STEP_S
-        self._tokens_per_s = 0.0
+        self.tokens_per_s = 0.0
+        """Of all streams together while decoding, a running average; kept while idle, 0 before the first token."""
 
     @property
     def busy(self) -> bool:
         """Whether `step` has work."""
         return bool(self._active or self._waiting)
 
-    def load(self) -> Load:
+    @property
+    def kv_free_tokens(self) -> int:
+        """Room in the KV cache; what idle slots keep counts as free."""
         used = sum(len(stream.tokens) for stream in self._active)
-        return Load(
-            active=len(self._active),
-            queued=len(self._waiting),
-            kv_free_tokens=self._runtime.slots * self._runtime.context_length - used,
-            tokens_per_s=self._tokens_per_s,
-        )
+        return self._runtime.slots * self._runtime.context_length - used
 
     def submit(self, job: Job) -> None:
         """Queue `job`. Raises ContextTooLong or Overloaded, and then has changed nothing."""
@@ -237,7 +226,7 @@ class Engine:
             self._prefill_rate = prefilled / took
         if decoded and not prefilled:
             rate = decoded / took
-            self._tokens_per_s = _MEMORY * self._tokens_per_s + (1 - _MEMORY) * rate if self._tokens_per_s else rate
+            self.tokens_per_s = _MEMORY * self.tokens_per_s + (1 - _MEMORY) * rate if self.tokens_per_s else rate
 
     def _advance(self, stream: _Stream, logits: Logits, now: float) -> Iterable[Happening]:
         """Draw the next token of `stream`. A bug in here is that stream's alone."""

@@ -6,9 +6,10 @@ hostile file costs no more memory than a string of at most `MAX_STRING`. A file 
 """
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+import msgspec
 
 from meshnode.errors import ConfigurationError
 
@@ -37,8 +38,7 @@ _BLOCKS = {
 _Value = int | float | bool | str | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What a GGUF file says of itself."""
 
     architecture: str

@@ -88,7 +88,7 @@ class LlamaRuntime:
         available = None if self.on_gpu else machine.memory_available()
         needed = facts.memory_needed(self.slots * self.context_length)
         if available is not None and needed > available:
-            raise MemoryShort(
+            raise machine.MemoryShort(
                 f"{path} does not fit in memory: it needs about {machine.human(needed)}, {machine.human(available)} are free.",
                 hint="Free memory, take fewer slots or a shorter context, or a smaller quantisation.",
             )
@@ -128,7 +128,9 @@ class LlamaRuntime:
         params.kv_unified = True
         context: c.llama_context_p = c.llama_init_from_model(self._model, params)
         if not context:
-            raise MemoryShort(f"llama.cpp cannot make room for {path}: {self._log.tail()}", hint="Take a shorter context.")
+            raise machine.MemoryShort(
+                f"llama.cpp cannot make room for {path}: {self._log.tail()}", hint="Take a shorter context."
+            )
         return context
 
     def decode(self, spans: Sequence[Span]) -> Sequence[Logits]:
@@ -159,7 +161,7 @@ class LlamaRuntime:
     def ends(self, token: int) -> bool:
         return token in self._ends
 
-    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+    def tokenize(self, text: str, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
         room = len(data) + 8
         tokens = (ctypes.c_int32 * room)()
@@ -188,10 +190,6 @@ class LlamaRuntime:
         mask = c.LLAMA_TOKEN_ATTR_CONTROL | c.LLAMA_TOKEN_ATTR_UNKNOWN
         tokens = (token for token in range(self._size) if c.llama_vocab_get_attr(self._vocab, token) & mask)
         return tuple(text for text in map(self.token_text, tokens) if text)
-
-
-class MemoryShort(ConfigurationError):
-    """Not the file's fault: worth another try when memory is free."""
 
 
 class _Rows:

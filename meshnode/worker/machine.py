@@ -1,11 +1,17 @@
-"""What this machine has for a worker: processor cores and free memory."""
+"""What this machine has for a worker: processor cores and free memory, or too little of it."""
 
 import os
 from pathlib import Path
 
+from meshnode.errors import ConfigurationError
+
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _MEMINFO = Path("/proc/meminfo")
+
+
+class MemoryShort(ConfigurationError):
+    """A model does not fit. Not its file's fault: worth another try when memory is free."""
 
 
 def _allowed() -> set[int]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from meshnode.inference import Event, Message, Request
+from meshnode.worker.gguf import Facts
 
 MAX_FRAME = 32 * 1024 * 1024
 """A request holds at most 8 MiB of JSON; msgpack with tags is not larger, and a rendered prompt seldom twice as large."""
@@ -19,6 +20,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     """Load this model. `context_length` is per slot."""
 
     path: str
+    facts: Facts
     slots: int
     context_length: int
 
@@ -58,11 +60,9 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, tag="failure"):
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """What one engine step brought, in order, and the load after it."""
+    """What one engine step brought, in order, and the load after it, of which the parent knows the number of streams itself."""
 
     events: tuple[tuple[int, Event | Failure], ...]
-    active: int = 0
-    queued: int = 0
     kv_free_tokens: int = 0
     tokens_per_s: float = 0.0
 

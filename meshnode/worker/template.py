@@ -2,9 +2,9 @@
 
 Two dangers, two answers.
 
-**The template.** Jinja's sandbox keeps it from Python, not from memory and time: `{{ 'a' * 300000000 }}` takes over a GiB while it
-compiles. So this module is only ever used in the renderer process, which is limited and killed (`renderer.py`, security rule 16);
-here, operators, filters and methods that amplify are bounded or absent, and the output is capped.
+**The template.** Jinja's sandbox keeps it from Python, not from memory and time: `{{ 'a' * 300000000 }}` takes over a GiB while
+it compiles. So this module only ever runs in the renderer process, which is limited and killed (`renderer.py`, security rule
+16); here, operators, filters and methods that amplify are bounded or absent, and the output is capped.
 
 **The messages.** A message that holds `<|im_end|>` must not end its turn. What comes from a message is a `Content`, a str that
 stays Content through everything that only trims, cuts or recases it, and that marks itself wherever it is mixed with other text:
@@ -36,11 +36,6 @@ MAX_OUTPUT = 16 * 1024 * 1024
 """Characters of a rendered prompt: twice the largest request body."""
 MAX_WIDTH = 256
 """Of padding and indentation."""
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""For a model without a template of its own."""
 _PRIVATE_USE = (0xF0000, 0xFFFFD)
 
 
@@ -109,7 +104,7 @@ class Content(str):
     def __getitem__(self, key: SupportsIndex | slice) -> "Content":
         return self.like(self.raw[key])
 
-    def __iter__(self) -> Iterator["Content"]:  # type: ignore[override]  # str's own stub is no more precise than Iterator[str]
+    def __iter__(self) -> Iterator["Content"]:
         return map(self.like, self.raw)
 
 
@@ -166,12 +161,21 @@ def _check_replace(text: str, old: str, new: str) -> None:
         raise Broken("its text grows without bound")
 
 
+def _format(form: str, *args: object, **kwargs: object) -> str:
+    """`'{}'.format(value)`: no widths, no attributes."""
+    if isinstance(form, Content) or re.search(r"[{][^}]*[^}\w]", form):
+        raise Broken("it formats with more than names")
+    return _bounded(form.format(*map(_mixed, args), **{key: _mixed(value) for key, value in kwargs.items()}))
+
+
 def _apply(name: str) -> Callable[..., object]:
     """The str method `name` as a filter."""
     return lambda value, *args: _method(value if isinstance(value, str) else str(value), name)(*args)
 
 
 def _indent(value: object, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    if not isinstance(width, str) and width > MAX_WIDTH:
+        raise Broken("it indents too far")
     pad = width if isinstance(width, str) else " " * width
     text = str(value)
     if len(pad) > MAX_WIDTH or len(text) + len(pad) * text.count("\n") > MAX_OUTPUT:
@@ -188,13 +192,16 @@ def _join(value: Sequence[object], d: object = "", attribute: str | None = None)
     return str(d).join(texts)
 
 
-def _tojson(value: object, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
-    """As chat templates expect it: not for HTML, so nothing but JSON is escaped. Content stays marked inside the quotes."""
+def _tojson(value: object, indent: int | None = None, **options: Any) -> str:
+    """As chat templates expect it: not for HTML, so nothing but JSON is escaped. Content stays marked inside the quotes.
+
+    So `ensure_ascii` is ignored: it would escape the marks too.
+    """
     if indent is not None and not 0 <= indent <= 16:
         raise Broken("it indents too far")
     options = {key: options[key] for key in ("sort_keys", "separators") if key in options}
     pieces, length = [], 0
-    for piece in _JSON(indent=indent, ensure_ascii=ensure_ascii, **options).iterencode(value):
+    for piece in _JSON(indent=indent, ensure_ascii=False, **options).iterencode(value):
         pieces.append(piece)
         length += len(piece)
         if length > MAX_OUTPUT:
@@ -237,8 +244,8 @@ def _escape(value: object) -> str:
 _FILTERS: dict[str, Callable[..., object]] = {
     name: jinja2.filters.FILTERS[name]
     for name in (
-        "abs", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last", "length", "list", "map", "max", "min",
-        "reject", "rejectattr", "reverse", "round", "select", "selectattr", "sort", "sum", "unique",
+        "abs", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last", "length", "list", "map", "max",
+        "min", "reject", "rejectattr", "reverse", "round", "select", "selectattr", "sort", "sum", "unique",
     )
 } | {name: _apply(name) for name in ("lower", "upper", "title", "capitalize", "replace")} | {
     "trim": _apply("strip"), "indent": _indent, "join": _join, "tojson": _tojson, "e": _escape, "escape": _escape,
@@ -279,28 +286,24 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        return self._method_of(obj, attribute) or super().getattr(obj, attribute)
+        return self._of_text(obj, attribute) if isinstance(obj, str) else super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        return self._method_of(obj, argument) or super().getitem(obj, argument)
+        if isinstance(obj, str) and isinstance(argument, str):
+            return self._of_text(obj, argument)
+        return super().getitem(obj, argument)
 
-    def _method_of(self, obj: Any, name: Any) -> Callable[..., object] | None:
-        """Every method of text goes through here; those that no template needs do not exist."""
-        if not isinstance(obj, str) or not isinstance(name, str):
-            return None
+    def _of_text(self, text: str, name: str) -> object:
+        """An attribute of text: one of the methods that templates need, refused by name, or undefined as in any template."""
         if name == "join":
-            return lambda items: _join(items, obj)
+            return lambda items: _join(items, text)
         if name == "format":
-            return lambda *args, **kwargs: self._format(obj, *args, **kwargs)
+            return lambda *args, **kwargs: _format(text, *args, **kwargs)
         if name in _KEEPING + _CUTTING + _TELLING:
-            return _method(obj, name)
-        raise Broken(f"it calls {name!r} of a text")
-
-    def _format(self, form: str, *args: object, **kwargs: object) -> str:
-        """`'{}'.format(value)`: no widths, no attributes."""
-        if isinstance(form, Content) or re.search(r"[{][^}]*[^}\w]", form):
-            raise Broken("it formats with more than names")
-        return _bounded(form.format(*map(_mixed, args), **{key: _mixed(value) for key, value in kwargs.items()}))
+            return _method(text, name)
+        if hasattr(str, name):
+            raise Broken(f"it uses {name!r} of a text")
+        return self.undefined(obj=text.raw if isinstance(text, Content) else text, name=name)
 
 
 class Template:
@@ -310,7 +313,7 @@ class Template:
         if len(source.encode("utf-8", "replace")) > MAX_TEMPLATE:
             raise Broken(f"it is longer than {MAX_TEMPLATE // 1024} KiB")
         self._source = source
-        self._variables = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True}
+        self._variables = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True, "tools": None, "documents": None}
         try:
             self._template = _Sandbox().from_string(source)
         except Broken:

@@ -1,0 +1,194 @@
+"""The child process of one model: `python -m meshnode.worker.process FD PARENT_PID`.
+
+One thread, one loop: take the commands that have come (waiting for some only when there is nothing to do), run one engine step,
+send what it brought as one message. So a command takes effect before the next step. A request that fails, for whatever reason,
+fails alone; what fails for everybody ends the process, and the parent starts another.
+"""
+
+import secrets
+import select
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
+from meshnode.inference import Event, Message, Request, Sampling
+from meshnode.worker import confinement, sampling
+from meshnode.worker.engine import Engine, Happening, Job
+from meshnode.worker.gguf import Facts
+from meshnode.worker.llama import LlamaRuntime
+from meshnode.worker.machine import MemoryShort
+from meshnode.worker.prompt import Tokenizer
+from meshnode.worker.protocol import Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
+from meshnode.worker.renderer import CHATML, Renderer
+
+_RECEIVE = 256 * 1024
+_END_OF_TURN = "<|im_end|>"
+
+Number = TypeVar("Number", int, float)
+
+
+class _Channel:
+    """The socket to the parent: commands in, messages out. Sending waits for the parent, which always reads."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._frames = Frames()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def commands(self, *, wait: bool) -> list[ToChild]:
+        """What has come; at least one when `wait`. Raises EOFError when the parent is gone."""
+        commands: list[ToChild] = []
+        while self._poll.poll(None if wait and not commands else 0):
+            data = self._socket.recv(_RECEIVE)
+            if not data:
+                raise EOFError
+            commands += [msgspec.msgpack.decode(body, type=ToChild) for body in self._frames.feed(data)]
+        return commands
+
+    def send(self, message: ToParent) -> None:
+        self._socket.sendall(frame(message))
+
+
+class _Model:
+    """A loaded model, and how requests become jobs for its engine."""
+
+    def __init__(self, load: Load) -> None:
+        facts = load.facts
+        renderer = Renderer()  # first, so that its interpreter starts while the model loads
+        runtime = LlamaRuntime(Path(load.path), facts, slots=load.slots, context_length=load.context_length)
+        renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())
+        controls = runtime.control_texts()
+        self.engine = Engine(runtime, clock=time.monotonic)
+        self.note = "" if facts.chat_template else "The file has no chat template; ChatML is used."
+        self._facts = facts
+        self._render = renderer.render
+        self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
+        # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
+        self._stops = () if facts.chat_template or _END_OF_TURN in controls else (_END_OF_TURN,)
+
+    def job(self, stream: int, request: Request) -> Job:
+        """Raises Unsupported, InvalidRequest, or what a bug raises."""
+        check(request)
+        return Job(
+            stream=stream,
+            prompt=self._tokens(self._render(request.messages)),
+            sampler=sampler(request.sampling, self._facts),
+            max_tokens=request.sampling.max_tokens,
+            stops=request.sampling.stop + self._stops,
+        )
+
+
+def check(request: Request) -> None:
+    """Refuse by name what this worker cannot do yet, and values that make no sense."""
+    unsupported = {
+        "n": request.n > 1,
+        "tools": request.tools is not None or any(map(_uses_tools, request.messages)),
+        "response_format": request.response_format.kind != "text",
+        "logprobs": request.logprobs is not None,
+        "resume": request.resume is not None,
+    }
+    asked = request.sampling
+    invalid = {
+        "n": request.n < 1,
+        "messages": not request.messages,
+        "temperature": asked.temperature is not None and not asked.temperature >= 0,
+        "top_p": asked.top_p is not None and not 0 < asked.top_p <= 1,
+        "top_k": asked.top_k is not None and asked.top_k < 0,
+        "max_tokens": asked.max_tokens is not None and asked.max_tokens < 1,
+        "stop": not all(asked.stop),
+    }
+    for param in (name for name, wrong in unsupported.items() if wrong):
+        raise Unsupported(f"This node's worker does not support {param!r} yet.", hint="Leave it out.", param=param)
+    for param in (name for name, wrong in invalid.items() if wrong):
+        raise InvalidRequest(f"The value of {param!r} is not possible.", param=param)
+
+
+def _uses_tools(message: Message) -> bool:
+    return message.role == "tool" or message.tool_calls is not None or message.tool_call_id is not None
+
+
+def sampler(asked: Sampling, facts: Facts) -> sampling.Sampler:
+    """The request's wishes before the file's before llama.cpp's."""
+    return sampling.Sampler(
+        seed=secrets.randbits(64) if asked.seed is None else asked.seed,
+        temperature=_first(asked.temperature, facts.temperature, sampling.DEFAULT_TEMPERATURE),
+        top_p=_first(asked.top_p, facts.top_p, sampling.DEFAULT_TOP_P),
+        top_k=_first(asked.top_k, facts.top_k, sampling.DEFAULT_TOP_K),
+    )
+
+
+def _first(*values: Number | None) -> Number:
+    return next(value for value in values if value is not None)
+
+
+def _take(command: ToChild, model: _Model) -> list[Happening]:
+    """Carry out a command; what it brings at once is the refusal of a request."""
+    match command:
+        case Cancel(stream=stream):
+            model.engine.cancel(stream)
+        case Submit(stream=stream, request=request):
+            try:
+                model.engine.submit(model.job(stream, request))
+            except MeshnodeError as error:
+                return [(stream, error)]
+            except Exception as error:
+                # Where it happened, without the message, which could quote the prompt.
+                print(type(error).__name__, *traceback.format_tb(error.__traceback__), sep="\n", file=sys.stderr)  # noqa: T201 - the parent reads it
+                return [(stream, InternalError(f"The worker failed on this request: {type(error).__name__}."))]
+        case Load():
+            raise AssertionError("a second LOAD")
+    return []
+
+
+def _serve(channel: _Channel, model: _Model) -> None:
+    """Until the parent is gone."""
+    while True:
+        happened: list[Happening] = []
+        for command in channel.commands(wait=not model.engine.busy):
+            happened += _take(command, model)
+        if model.engine.busy:
+            happened += model.engine.step()
+        if happened:
+            events = tuple((stream, _told(event)) for stream, event in happened)
+            engine = model.engine
+            channel.send(Step(events=events, kv_free_tokens=engine.kv_free_tokens, tokens_per_s=engine.tokens_per_s))
+
+
+def _told(event: Event | MeshnodeError) -> Event | Failure:
+    if isinstance(event, MeshnodeError):
+        return Failure(code=event.code, message=str(event), param=event.param, retry_after=event.retry_after)
+    return event
+
+
+def _load(channel: _Channel) -> _Model | None:
+    """The model that the parent wants, or None after the refusal was told."""
+    (command,) = channel.commands(wait=True)
+    assert isinstance(command, Load)
+    try:
+        model = _Model(command)
+    except ConfigurationError as error:
+        channel.send(Refused(message=error.message, hint=error.hint, permanent=not isinstance(error, MemoryShort)))
+        return None
+    channel.send(Ready(note=model.note))
+    return model
+
+
+def main() -> None:
+    channel = _Channel(socket.socket(fileno=int(sys.argv[1])))
+    confinement.confine(parent=int(sys.argv[2]))
+    try:
+        if model := _load(channel):
+            _serve(channel, model)
+    except (EOFError, ConnectionError):
+        pass  # the parent is gone, and so do we
+
+
+if __name__ == "__main__":
+    main()

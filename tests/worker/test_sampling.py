@@ -1,0 +1,81 @@
+from collections import Counter
+
+import pytest
+
+np = pytest.importorskip("numpy")
+
+from hypothesis import given  # noqa: E402 - after the check for the extra
+from hypothesis import strategies as st  # noqa: E402
+from hypothesis.extra.numpy import arrays  # noqa: E402
+
+from meshnode.worker.sampling import MAX_TOP_K, Logits, Sampler, likeliest, uniform  # noqa: E402
+
+ROWS = arrays(np.float32, st.integers(1, 3000), elements=st.floats(-30, 30, width=32))
+
+
+def row(*values: float) -> Logits:
+    logits: Logits = np.array(values, np.float32)
+    return logits
+
+
+@given(ROWS, st.integers(1, 50))
+def test_the_likeliest_are_those_of_a_full_sort(logits: Logits, count: int) -> None:
+    everything = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+
+    assert likeliest(logits, count).tolist() == everything[:count]
+
+
+@given(ROWS, st.integers(0, 2**64 - 1), st.integers(0, 10_000))
+def test_zero_temperature_and_top_k_one_take_the_likeliest(logits: Logits, seed: int, position: int) -> None:
+    assert Sampler(seed=seed, temperature=0).draw(logits, position) == int(np.argmax(logits))
+    assert Sampler(seed=seed, top_k=1).draw(logits, position) == int(np.argmax(logits))
+
+
+SAMPLERS = st.builds(
+    Sampler, seed=st.integers(), temperature=st.floats(0.01, 5), top_p=st.floats(0.01, 1), top_k=st.integers(0, 60)
+)
+
+
+@given(ROWS, SAMPLERS, st.integers(0, 10_000))
+def test_a_draw_is_one_of_the_likeliest_and_always_the_same(logits: Logits, sampler: Sampler, position: int) -> None:
+    token = sampler.draw(logits, position)
+
+    assert token in likeliest(logits, sampler.top_k or MAX_TOP_K)
+    assert token == sampler.draw(logits.copy(), position)
+
+
+def test_the_draws_have_known_values() -> None:
+    """Written into the protocol: a change here breaks continuation between versions."""
+    assert [uniform(0, 0, 0), uniform(1, 2, 3), uniform(-1, 0, 7)] == [
+        0.7223730062905211,
+        0.5162353131377926,
+        0.03484096850822049,
+    ]
+
+
+def test_draws_differ_by_seed_choice_and_position() -> None:
+    draws = {uniform(seed, choice, position) for seed in range(10) for choice in range(10) for position in range(10)}
+
+    assert len(draws) == 1000
+    assert all(0 <= draw < 1 for draw in draws)
+    assert 0.45 < sum(draws) / 1000 < 0.55
+
+
+def test_tokens_come_as_often_as_their_probability_says() -> None:
+    logits = np.log(row(0.5, 0.3, 0.2))
+    counts = Counter(Sampler(seed=7, temperature=1, top_p=1).draw(logits, position) for position in range(4000))
+
+    assert [round(counts[token] / 4000, 1) for token in range(3)] == [0.5, 0.3, 0.2]
+
+
+def test_top_p_is_taken_before_the_temperature() -> None:
+    logits = np.log(row(0.6, 0.3, 0.1))
+    hot = Sampler(seed=7, temperature=5, top_p=0.7)
+
+    assert {hot.draw(logits, position) for position in range(200)} == {0, 1}
+
+
+def test_a_tiny_top_p_leaves_the_likeliest() -> None:
+    sampler = Sampler(seed=7, temperature=2, top_p=1e-9)
+
+    assert {sampler.draw(row(1, 3, 2), position) for position in range(100)} == {1}
