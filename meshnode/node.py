@@ -1,0 +1,269 @@
+"""The composition root: makes the parts, wires them, runs them in one nursery, and takes them down in order.
+
+The only module that knows all parts. Nothing is decided here: `gossip` decides who is a member, `routing` where a request runs.
+"""
+
+import logging
+import os
+import random
+import secrets
+import signal
+import time
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from meshnode import __version__, status
+from meshnode.address import Address
+from meshnode.api.app import App
+from meshnode.api.server import serve
+from meshnode.backend import Backend, Events
+from meshnode.bridges import registry
+from meshnode.datadir import DataDir
+from meshnode.dispatch import Answer, Dispatcher
+from meshnode.errors import ConfigurationError
+from meshnode.gossip.effects import Notify
+from meshnode.gossip.engine import Engine
+from meshnode.gossip.member import Member, Model
+from meshnode.identity import make_identity, new_node_key
+from meshnode.inference import Request
+from meshnode.mesh.addresses import advertised
+from meshnode.mesh.listen import local_address, open_mesh_listeners
+from meshnode.mesh.mesh import Mesh
+from meshnode.names import NodeId, short
+from meshnode.routing.table import Candidate, Listing, listings
+from meshnode.start import Running, Start
+from meshnode.wire.codec import encode_value
+from meshnode.wire.messages import ModelState
+from meshnode.worker.supervisor import State, Worker
+
+log = logging.getLogger("meshnode.node")
+
+PUBLISH_EVERY_S = 1.0
+PUBLISH_APART_S = 0.1
+"""Load is read at each change, at most ten times a second, and once a second for the speeds that drift without a change."""
+
+
+class Node:
+    """This node as the API sees it, and the join between its own backends and the gossip about them."""
+
+    mesh: Mesh
+    """Set before anything runs: the two know each other, and one has to be made first."""
+
+    def __init__(self, running: Running, me: NodeId, engine: Engine, workers: tuple[Worker, ...]) -> None:
+        self.name = running.name
+        self._running = running
+        self._me = me
+        self._engine = engine
+        self._workers = workers
+        self._bridges = registry.registered()
+        self._started = trio.current_time()
+        self._advertised: dict[str, bytes] = {}
+        self._changed = trio.Event()
+        rng = random.Random()  # noqa: S311 - to draw a node, not a secret
+        self._dispatcher = Dispatcher(me=me, members=self.members, backend_of=self._backend_of, rng=rng)
+
+    def submit(self, request: Request) -> AbstractAsyncContextManager[Answer]:
+        return self._dispatcher.submit(request)
+
+    def serve_peer(self, request: Request, peer: NodeId) -> AbstractAsyncContextManager[Events]:
+        return self._dispatcher.serve(request, peer)
+
+    def members(self) -> tuple[Member, ...]:
+        return self._engine.members(now=trio.current_time())
+
+    def models(self) -> tuple[Listing, ...]:
+        return listings(self.members())
+
+    def ready(self) -> str:
+        """Empty when some model can be asked for, else what is missing."""
+        if self.models():
+            return ""
+        waiting = [f"{worker.name}: {worker.state.value}" for worker in self._workers]
+        return f"no model yet ({', '.join(waiting)})" if waiting else "no node with a model is linked"
+
+    def report(self) -> status.Report:
+        now = trio.current_time()
+        node = status.Node(
+            id=self._running.node_id,
+            name=self.name,
+            version=__version__,
+            api=self._running.api,
+            mesh=self._running.mesh,
+            pid=os.getpid(),
+            uptime_s=round(now - self._started, 1),
+        )
+        workers = [status.Worker(name=worker.name, state=worker.state.value, reason=worker.reason) for worker in self._workers]
+        refusals = [
+            status.Refusal(addr=refusal.addr, reason=refusal.reason, age_s=now - refusal.at, count=refusal.count)
+            for refusal in self.mesh.refusals()
+        ]
+        return status.build(
+            node=node,
+            mesh_id=self._running.mesh_id,
+            me=self._me,
+            members=self.members(),
+            workers=workers,
+            refusals=refusals,
+            now=now,
+        )
+
+    def changed(self) -> None:
+        """Something that the mesh wants to know may have changed."""
+        self._changed.set()
+
+    async def publish(self) -> None:
+        """Tell the mesh which models are here and how busy they are, for ever."""
+        while True:
+            self._changed = trio.Event()
+            self._advertise_models()
+            self.mesh.set_load(self._load())
+            with trio.move_on_after(PUBLISH_EVERY_S):
+                await self._changed.wait()
+            await trio.sleep(PUBLISH_APART_S)
+
+    async def run_backends(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for worker in self._workers:
+                nursery.start_soon(partial(worker.run, on_change=self.changed))
+            for bridge in self._bridges:
+                nursery.start_soon(partial(bridge.run, on_change=self.changed))
+
+    def _backend_of(self, candidate: Candidate) -> Backend:
+        self.changed()
+        if not candidate.local:
+            return self.mesh.backend(candidate.node)
+        for worker in self._workers:
+            if worker.model is not None and worker.model.digest == candidate.digest and worker.state is State.READY:
+                return worker
+        return next(
+            bridge.backend(candidate.model) for bridge in self._bridges if candidate.model in {m.name for m in bridge.models()}
+        )
+
+    def _load(self) -> tuple[ModelState, ...]:
+        return (*(worker.load() for worker in self._workers), *(state for bridge in self._bridges for state in bridge.load()))
+
+    def _advertise_models(self) -> None:
+        wanted = {_record_key(model): encode_value(model) for model in self._models()}
+        for key, value in wanted.items():
+            if self._advertised.get(key) != value:
+                self.mesh.advertise(key, value)
+        for key in self._advertised.keys() - wanted.keys():
+            self.mesh.advertise(key, None)
+        self._advertised = wanted
+
+    def _models(self) -> list[Model]:
+        own = [worker.model for worker in self._workers if worker.model is not None]
+        return [*own, *(model for bridge in self._bridges for model in bridge.models())]
+
+
+def _record_key(model: Model) -> str:
+    return f"model/{model.digest.hex() or model.name}"
+
+
+def _workers(start: Start) -> tuple[Worker, ...]:
+    """One for each model file; the demo model when none was named, so that the first run answers."""
+    settings = start.settings
+    if not settings.worker:
+        return ()
+    sources = settings.model or (("demo", Path(str(files("meshnode") / "data" / "demo.gguf"))),)
+    cache = start.data_dir.subdirectory("cache")
+    return tuple(
+        Worker(alias or path.stem, path, cache_dir=cache, slots=settings.slots, context_length=settings.context_length)
+        for alias, path in sources
+    )
+
+
+def _node_key(data_dir: DataDir) -> bytes:
+    key = data_dir.read("node.key")
+    if key is None:
+        key = new_node_key()
+        data_dir.write("node.key", key)
+    return key
+
+
+async def run(start: Start) -> None:
+    """Run one node until SIGINT or SIGTERM. Raises ConfigurationError when it cannot start."""
+    settings, data_dir = start.settings, start.data_dir
+    identity = make_identity(start.token, _node_key(data_dir))
+    api_listeners = await _open_api(settings.api)
+    mesh_listeners = await open_mesh_listeners([str(address) for address in settings.mesh])
+    engine = Engine(
+        node=identity.node_id,
+        mesh=identity.mesh_id,
+        name=settings.name,
+        version=__version__,
+        epoch=data_dir.next_epoch(int(time.time() * 1000)),
+        listen=advertised(mesh_listeners, settings.advertise),
+        seeds=tuple(str(peer) for peer in settings.peer),
+        rng=random.Random(),  # noqa: S311 - for jitter, not for secrets
+        now=trio.current_time(),
+    )
+    running = Running(
+        name=settings.name,
+        node_id=identity.node_id.hex(),
+        mesh_id=identity.mesh_id.hex(),
+        api=str(local_address(api_listeners[0])),
+        mesh=tuple(str(local_address(listener)) for listener in mesh_listeners),
+    )
+    node = Node(running, identity.node_id, engine, _workers(start))
+    node.mesh = Mesh(identity=identity, engine=engine, listeners=mesh_listeners, serve=node.serve_peer, on_change=_log_change)
+    secret = secrets.token_urlsafe(32)
+    app = App(node, admin_secret=secret, hosts=frozenset({settings.api.host}))
+    stopping = trio.Event()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_set_at_signal, stopping)
+            await nursery.start(node.mesh.run)
+            nursery.start_soon(node.run_backends)
+            nursery.start_soon(node.publish)
+            async with trio.open_nursery() as api:
+                await api.start(partial(serve, app, api_listeners, stopping=stopping))
+                data_dir.write_run(_run_file(running, secret))
+                start.announce(running)
+            await node.mesh.leave()
+            nursery.cancel_scope.cancel()
+    finally:
+        data_dir.remove("run.json")
+
+
+async def _open_api(address: Address) -> list[trio.SocketListener]:
+    try:
+        return list(await trio.open_tcp_listeners(address.port, host=address.host))
+    except OSError as error:
+        raise ConfigurationError(
+            f"--api {address}: {error.strerror or error}.",
+            hint="Stop what uses it, or choose another: --api 127.0.0.1:0 takes any port.",
+        ) from error
+
+
+def _log_change(change: Notify) -> None:
+    log.info("%s %s: %s", change.what, short(change.node), change.text)
+
+
+async def _set_at_signal(stopping: trio.Event) -> None:
+    """The first signal ends the node in order, the second at once."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            if stopping.is_set():
+                raise KeyboardInterrupt
+            log.info("stopping: answers under way may finish; once more stops at once")
+            stopping.set()
+
+
+def _run_file(running: Running, secret: str) -> dict[str, Any]:
+    """What the commands need to find this node; the secret makes its reader an admin."""
+    return {
+        "pid": os.getpid(),
+        "name": running.name,
+        "node_id": running.node_id,
+        "mesh_id": running.mesh_id,
+        "api": running.api,
+        "mesh": list(running.mesh),
+        "secret": secret,
+        "started": time.time(),
+    }
