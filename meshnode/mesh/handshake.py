@@ -7,6 +7,7 @@ trio's SSLStream never sends the alert that says why a handshake failed: it rais
 So we send it, and wait a moment for the other to read it; without it the refused end would see a closed connection and no reason.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -24,6 +25,10 @@ HANDSHAKE_S = 5.0
 _ALERT_S = 1.0
 
 
+Judge = Callable[[Hello, NodeId], None]
+"""Raises PeerError when the peer, which proved that id, is not to be linked with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Proven:
     """A link to `peer`, who has proved that id in TLS, and what it says of itself."""
@@ -33,7 +38,9 @@ class Proven:
     hello: Hello
 
 
-async def greet(nursery: trio.Nursery, stream: trio.abc.Stream, identity: Identity, hello: Hello, *, dialled: bool) -> Proven:
+async def greet(
+    nursery: trio.Nursery, stream: trio.abc.Stream, identity: Identity, *, ours: Hello, judge: Judge, dialled: bool
+) -> Proven:
     """Run the whole handshake; wants a deadline around it. Raises LinkLost or PeerError; the stream is closed then."""
     tls = trio.SSLStream(stream, identity.client if dialled else identity.server, server_side=not dialled)
     try:
@@ -44,13 +51,15 @@ async def greet(nursery: trio.Nursery, stream: trio.abc.Stream, identity: Identi
         await trio.aclose_forcefully(tls)
         raise
     try:
-        return Proven(link=link, peer=peer, hello=await _exchange(link, hello))
+        hello = await _exchange(link, ours)
+        judge(hello, peer)
     except PeerError as error:
         await link.close(error.close_code, error.message)
         raise
     except BaseException:
         await link.abort()
         raise
+    return Proven(link=link, peer=peer, hello=hello)
 
 
 async def _shake_hands(tls: "trio.SSLStream[trio.abc.Stream]", *, dialled: bool) -> None:

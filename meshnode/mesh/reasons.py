@@ -16,6 +16,7 @@ WRONG_TOKEN_THERE = "the peer belongs to another mesh (wrong token?)"  # noqa: S
 WRONG_TOKEN_HERE = "a node with another token"  # noqa: S105 - words for people
 NOT_TLS_THERE = "no meshnode listens there: the service at this address does not speak TLS"
 HTTP_HERE = "plain HTTP, which the mesh port does not speak; is the API's port meant?"
+CLOSED = "it closed the connection"
 NO_WEBSOCKET = "it speaks TLS but not our WebSocket protocol"
 
 _REFUSALS = ("ALERT_UNKNOWN_CA", "ALERT_BAD_CERTIFICATE", "ALERT_DECRYPT_ERROR", "ALERT_CERTIFICATE", "ALERT_ACCESS_DENIED")
@@ -40,7 +41,7 @@ def explain(failure: BaseException | None, *, dialled: bool) -> str:
                 return "no answer in time"
             case _:
                 pass
-    return "it closed the connection"
+    return CLOSED
 
 
 def _causes(failure: BaseException | None) -> Iterator[BaseException]:
@@ -58,7 +59,7 @@ def _explain_tls(error: ssl.SSLError, *, dialled: bool) -> str:
     if any(refusal in reason for refusal in _REFUSALS):
         return f"refused our token: {WRONG_TOKEN_THERE}" if dialled else WRONG_TOKEN_HERE
     if isinstance(error, ssl.SSLEOFError) or "EOF" in reason:
-        return "it closed the connection"
+        return CLOSED
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "it speaks TLS but has no certificate of a mesh"
     if reason == "HTTP_REQUEST":

@@ -59,6 +59,7 @@ class Session:
         self.name = proven.hello.name
         self.reason = ""
         self.lanes = Lanes()
+        self.closed = trio.Event()
         self._link = proven.link
         self._node = node
         self._serve = serve
@@ -107,6 +108,7 @@ class Session:
         finally:
             self.end(LEAVING, "the node stopped the link")
             await self._link.abort()
+            self.closed.set()
 
     async def _write(self) -> None:
         """What is pending when the link ends is still written, if the peer takes it."""

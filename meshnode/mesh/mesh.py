@@ -1,0 +1,272 @@
+"""The shell around the gossip engine: it owns the links, performs the engine's effects and tells it what happened.
+
+The engine decides, and does nothing by itself. Whoever calls it here calls `_touch` afterwards, which performs its effects at once
+and wakes the writers that have something to pull. The pump ticks it whenever its next deadline has come; between two rounds it
+rests a moment, so that a burst of news costs one round.
+
+Every connection runs behind a barrier of its own: whatever a peer does, or a bug that it finds, ends its link and is logged, and
+the node goes on (design D3).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+from typing import assert_never
+
+import trio
+
+from meshnode.address import parse
+from meshnode.backend import Backend
+from meshnode.errors import LinkLost, PeerError
+from meshnode.gossip.effects import Close, Dial, LinkId, Notify
+from meshnode.gossip.engine import Engine
+from meshnode.gossip.member import Member
+from meshnode.identity import Identity
+from meshnode.mesh.gate import Gate, address_group
+from meshnode.mesh.handshake import HANDSHAKE_S, Proven, greet
+from meshnode.mesh.listen import accept, tune
+from meshnode.mesh.peer import PeerBackend
+from meshnode.mesh.reasons import CLOSED, explain
+from meshnode.mesh.refusals import Refusal, Refusals
+from meshnode.mesh.served import Serve
+from meshnode.mesh.session import LEAVING, Session
+from meshnode.names import NodeId, short
+from meshnode.wire.codec import encode
+from meshnode.wire.messages import Gossip, Hello, Loads
+
+WRONG_ID = 4403
+MAX_DIALS = 16
+"""At once. The engine limits how many in a minute."""
+_REST_S = 0.01
+"""Between two rounds of the pump."""
+_FLUSH_S = 1.0
+_GOODBYE_S = 2.5
+"""For the close handshakes of all links together; each is bounded by itself."""
+
+_log = logging.getLogger(__name__)
+_PeerFault = (PeerError, LinkLost, trio.TooSlowError, OSError)
+"""What a connection may end with. Anything else is a bug of ours."""
+
+
+def _reason(group: BaseException, *, dialled: bool) -> str:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return f"no answer within {HANDSHAKE_S:.0f} s" if isinstance(group, trio.TooSlowError) else explain(group, dialled=dialled)
+
+
+class Mesh:
+    """The links of one node. `run` it in the node's nursery; the other methods are for the rest of the node, in the same loop.
+
+    `serve` runs what peers ask of us; `on_change` hears of members that come, change and go.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        engine: Engine,
+        listeners: Sequence[trio.SocketListener],
+        serve: Serve,
+        on_change: Callable[[Notify], None],
+    ) -> None:
+        self._identity = identity
+        self._engine = engine
+        self._listeners = listeners
+        self._serve = serve
+        self._on_change = on_change
+        self._tasks: trio.Nursery | None = None
+        """Kept because effects are performed synchronously and a Dial needs a task."""
+        self._sessions: dict[LinkId, Session] = {}
+        self._ids = count(1)
+        self._gate = Gate()
+        self._refusals = Refusals()
+        self._dialling = trio.CapacityLimiter(MAX_DIALS)
+        self._touched = trio.Event()
+        self._leaving = False
+        self._load: Loads = ()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Accept, dial and gossip until cancelled. `leave` first for an orderly stop."""
+        try:
+            async with trio.open_nursery() as self._tasks:
+                for listener in self._listeners:
+                    self._tasks.start_soon(accept, listener, self._accept, self._tasks)
+                self._tasks.start_soon(self._pump)
+                self._touch()
+                task_status.started()
+        finally:
+            for listener in self._listeners:
+                await trio.aclose_forcefully(listener)
+
+    def advertise(self, key: str, value: bytes | None) -> None:
+        """Set a key of our record, or remove it. Raises ValueError beyond the limits of a record."""
+        self._engine.advertise(key, value, now=trio.current_time())
+        self._touch()
+
+    def set_load(self, load: Loads) -> None:
+        """Our live load, for heartbeats and answers."""
+        self._load = load
+        self._engine.set_load(load, now=trio.current_time())
+        self._touch()
+
+    def members(self) -> tuple[Member, ...]:
+        return self._engine.members(now=trio.current_time())
+
+    def backend(self, node: NodeId) -> Backend:
+        """The peer as a backend. Its `submit` raises LinkLost while there is no link to it."""
+        return PeerBackend(partial(self._session_to, node))
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Links that did not come about, the latest last."""
+        return self._refusals.all()
+
+    async def leave(self) -> None:
+        """Tell every peer that we leave, within a second, and close the links. Nothing is dialled or accepted any more."""
+        self._leaving = True
+        self._engine.leave(now=trio.current_time())
+        self._touch()
+        sessions = list(self._sessions.values())
+        with trio.move_on_after(_FLUSH_S):
+            for session in sessions:
+                await session.lanes.wait_idle()
+        for session in sessions:
+            session.end(LEAVING, "the node leaves")
+        with trio.move_on_after(_GOODBYE_S):
+            for session in sessions:
+                await session.closed.wait()
+
+    # What a session needs of us (session.Node).
+
+    def next_frame(self, session: Session, max_bytes: int) -> bytes | None:
+        return self._engine.next_frame(session.link_id, trio.current_time(), max_bytes)
+
+    def receive(self, session: Session, frame: Gossip) -> None:
+        self._engine.receive(session.link_id, frame, now=trio.current_time(), size=len(encode(frame)))
+        self._touch()
+
+    def observe_load(self, session: Session, load: Loads) -> None:
+        self._engine.observe_load(session.peer, load, now=trio.current_time())
+        self._touch()
+
+    def load(self) -> Loads:
+        return self._load
+
+    def ended(self, session: Session) -> None:
+        _log.info("link to %s (%s) is down: %s", session.name, short(session.peer), session.reason)
+        self._sessions.pop(session.link_id, None)
+        self._engine.link_down(session.link_id, session.reason, now=trio.current_time())
+        self._touch()
+
+    def _session_to(self, node: NodeId) -> Session:
+        link = self._engine.link_of(node)
+        session = self._sessions.get(link) if link is not None else None
+        if session is None or not session.is_up:
+            name = next((member.name for member in self.members() if member.id == node), short(node))
+            raise LinkLost(f"there is no link to {name}")
+        return session
+
+    def _touch(self) -> None:
+        """Something happened to the engine."""
+        self._touched.set()
+        for link in self._engine.ready():
+            if session := self._sessions.get(link):
+                session.lanes.wake()
+        if self._tasks is None:
+            return
+        for effect in self._engine.effects():
+            self._perform(effect, self._tasks)
+
+    def _perform(self, effect: Dial | Close | Notify, tasks: trio.Nursery) -> None:
+        match effect:
+            case Dial():
+                if not self._leaving:
+                    tasks.start_soon(self._dial, effect)
+            case Close():
+                if session := self._sessions.get(effect.link):
+                    session.end(effect.code, effect.reason)
+            case Notify():
+                _log.info("%s %s: %s", short(effect.node), effect.what, effect.text)
+                self._gate.known = frozenset(self._known_groups())
+                self._on_change(effect)
+            case _:
+                assert_never(effect)
+
+    def _known_groups(self) -> set[str]:
+        hosts = (parse(member.addr, flag="address").host for member in self.members() if member.addr)
+        return {address_group(host) for host in hosts}
+
+    async def _pump(self) -> None:
+        while True:
+            with trio.move_on_at(self._engine.next_deadline()):
+                await self._touched.wait()
+            self._touched = trio.Event()
+            self._engine.tick(now=trio.current_time())
+            self._touch()
+            await trio.sleep(_REST_S)
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        """One connection that came in, from its first byte to its last."""
+        host = "unknown"
+        try:
+            host, port = stream.socket.getpeername()[:2]
+            tune(stream)
+            async with trio.open_nursery() as nursery:
+                with self._gate.slot(host, trio.current_time()), trio.fail_after(HANDSHAKE_S):
+                    judge = partial(self._judge, None)
+                    proven = await greet(nursery, stream, self._identity, ours=self._engine.hello(), judge=judge, dialled=False)
+                await self._hold(proven, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except* _PeerFault as group:
+            self._refused(host, _reason(group, dialled=False), dialled=False)
+        except* Exception:
+            _log.exception("the link from %s failed: this is a bug", host)
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _dial(self, dial: Dial) -> None:
+        """One connection that we make, likewise. The engine hears of it in any case."""
+        reason = ""
+        try:
+            async with trio.open_nursery() as nursery:
+                async with self._dialling:
+                    with trio.fail_after(HANDSHAKE_S):
+                        proven = await self._connect(nursery, dial)
+                self._refusals.forget(dial.addr, dialled=True)
+                await self._hold(proven, dial.addr)
+        except* _PeerFault as group:
+            reason = _reason(group, dialled=True)
+            self._refused(dial.addr, reason, dialled=True)
+        except* Exception:
+            reason = "a bug of ours"
+            _log.exception("the link to %s failed: this is a bug", dial.addr)
+        if reason:
+            self._engine.dial_failed(dial.addr, reason, now=trio.current_time())
+            self._touch()
+
+    async def _connect(self, nursery: trio.Nursery, dial: Dial) -> Proven:
+        address = parse(dial.addr, flag="--peer")
+        stream = await trio.open_tcp_stream(address.host, address.port)
+        tune(stream)
+        judge = partial(self._judge, dial.expect)
+        return await greet(nursery, stream, self._identity, ours=self._engine.hello(), judge=judge, dialled=True)
+
+    def _judge(self, expect: NodeId | None, hello: Hello, proven: NodeId) -> None:
+        self._engine.judge(hello, proven=proven, now=trio.current_time())
+        if expect is not None and proven != expect:
+            raise PeerError(f"another node than expected: {short(proven)}, not {short(expect)}", close_code=WRONG_ID)
+
+    async def _hold(self, proven: Proven, addr: str) -> None:
+        """A link is up: run it until it is down."""
+        session = Session(LinkId(next(self._ids)), proven, node=self, serve=self._serve)
+        _log.info("%s link to %s (%s) at %s", ">" if proven.link.dialled else "<", session.name, short(session.peer), addr)
+        self._sessions[session.link_id] = session
+        self._engine.link_up(session.link_id, proven.hello, addr=addr, dialled=proven.link.dialled, now=trio.current_time())
+        self._touch()
+        await session.run()
+
+    def _refused(self, addr: str, reason: str, *, dialled: bool) -> None:
+        """Who only hangs up on us, such as a port scanner, was not refused."""
+        if not dialled and reason == CLOSED:
+            _log.debug("< %s hung up during the handshake", addr)
+        elif self._refusals.add(addr, reason, trio.current_time(), dialled=dialled):
+            _log.warning("%s no link with %s: %s", ">" if dialled else "<", addr, reason)
