@@ -1,0 +1,195 @@
+"""What this node believes of every record's origin, and whom it believes (pure; design D8).
+
+Records are not signed. Instead: while we have a link to X, only X speaks for X. What others say of X then is kept aside
+(`heard`, only while it is ahead of X's own word) and comes into force if the link is lost, so that a leave that X could not
+tell us any more is not missed. Without a link to X, hearsay is joined into X's record; the first delta of a new link to X
+replaces what came by hearsay.
+
+A node that left is remembered for an hour, so that `status` can say so, and then its id and epoch for as long as there is room,
+so that slower nodes do not bring it back.
+"""
+
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from meshnode.errors import PeerError
+from meshnode.gossip import limits
+from meshnode.gossip.record import Record, apply, check, write
+from meshnode.names import NodeId
+from meshnode.wire.messages import RecordDelta
+
+LEFT_SHOWN_S = 3600.0
+GRAVEYARD = 4096
+MAX_AHEAD_MS = 24 * 3600 * 1000
+"""How far ahead of our clock a relayed epoch may be (security rule 8); a forged one hides its node's real ones until then."""
+
+
+@dataclass
+class Belief:
+    """What we hold of one origin. `direct`: all of it came over its own links."""
+
+    record: Record
+    direct: bool
+    heard: Record | None = None
+
+
+class Knowledge:
+    """Every belief, our own record among them. Methods that take in what others say return whether a record changed."""
+
+    def __init__(self, *, me: NodeId, epoch: int, now: float) -> None:
+        self.me = me
+        self.epoch = epoch
+        self.beliefs: dict[NodeId, Belief] = {me: Belief(Record(origin=me, epoch=epoch), direct=True)}
+        self.left: dict[NodeId, float] = {}
+        """When we learned that a peer left; the earliest first."""
+        self._started = now
+        self._graveyard: OrderedDict[NodeId, int] = OrderedDict()
+        self._new_ids = limits.Bucket(limits.NEW_IDS_PER_S, limits.NEW_IDS_BURST, now=now)
+        self._bytes = 0
+
+    def record(self, node: NodeId) -> Record | None:
+        belief = self.beliefs.get(node)
+        return belief.record if belief else None
+
+    def write(self, key: str, value: bytes | None) -> bool:
+        """Change our own record. Raises ValueError when that breaks a limit by which the others would refuse it."""
+        own = self.beliefs[self.me]
+        if own.record.value(key) == value:
+            return False
+        record = write(own.record, key, value)
+        if fault := limits.fault(record):
+            raise ValueError(f"the key {key} cannot be advertised: that would make {fault}")
+        own.record = record
+        return True
+
+    def leave(self) -> None:
+        """Our own leave, for our own view: the others learn it from the LEAVE frame."""
+        own = self.beliefs[self.me]
+        own.record = msgspec.structs.replace(own.record, left=True)
+
+    def has_left(self, node: NodeId, epoch: int) -> bool:
+        """Whether `node` itself told us that it leaves in `epoch`."""
+        belief = self.beliefs.get(node)
+        return belief is not None and belief.direct and belief.record.left and belief.record.epoch == epoch
+
+    def meet(self, node: NodeId, epoch: int) -> bool:
+        """A link to `node` is up, which lives in `epoch`. Another epoch's record ends here, whatever anyone said."""
+        self._graveyard.pop(node, None)
+        belief = self.beliefs.get(node)
+        if belief is None:
+            self._admit_record()
+            self.beliefs[node] = Belief(Record(origin=node, epoch=epoch), direct=True)
+            return True
+        if belief.record.epoch == epoch and not belief.record.left:
+            return False
+        self._bytes -= belief.record.size
+        self.left.pop(node, None)
+        self.beliefs[node] = Belief(Record(origin=node, epoch=epoch), direct=True)
+        return True
+
+    def own_word(self, delta: RecordDelta, *, now: float) -> bool:
+        """What a linked node says of itself. Raises PeerError when it may not."""
+        check(delta)
+        belief = self.beliefs[delta.origin]
+        base = belief.record if belief.direct else None
+        changed = self._commit(belief, apply(base, delta), now)
+        belief.direct = True
+        if belief.heard and belief.heard.stamp <= belief.record.stamp:
+            belief.heard = None
+        return changed
+
+    def hearsay(self, delta: RecordDelta, *, linked: bool, now: float) -> bool:
+        """What one node says of another, to which we are `linked` or not. Raises PeerError when it may not.
+
+        What is not to be believed is ignored: the teller may be as honest as we are.
+        """
+        check(delta)
+        belief = self.beliefs.get(delta.origin)
+        if delta.origin == self.me or delta.epoch > self._latest_epoch(now) or self._is_buried(delta, belief):
+            return False
+        if belief is None:
+            return self._first_word(delta, now)
+        if linked:
+            heard = apply(belief.heard or belief.record, delta)
+            belief.heard = heard if heard.stamp > belief.record.stamp and not limits.fault(heard) else None
+            return False
+        changed = self._commit(belief, apply(belief.record, delta), now)
+        belief.direct = belief.direct and not changed
+        return changed
+
+    def part(self, node: NodeId, *, now: float) -> bool:
+        """No link to `node` is left: what others said of it meanwhile counts now."""
+        belief = self.beliefs[node]
+        if belief.heard is None:
+            return False
+        belief.direct = False
+        heard, belief.heard = belief.heard, None
+        with suppress(PeerError):  # no room for it: the node's own last word stays
+            return self._commit(belief, heard, now)
+        return False
+
+    def mark_left(self, node: NodeId, *, now: float) -> None:
+        """The node itself says that it leaves."""
+        belief = self.beliefs[node]
+        record = belief.record
+        self._commit(belief, apply(record, RecordDelta(node, record.epoch, 0, record.version, record.version, (), True)), now)
+
+    def next_burial(self) -> float | None:
+        return next((at + LEFT_SHOWN_S for at in self.left.values()), None)
+
+    def bury(self, *, now: float) -> list[NodeId]:
+        """Forget those that left long ago, but for the graveyard."""
+        gone = [node for node, at in self.left.items() if at + LEFT_SHOWN_S <= now]
+        for node in gone:
+            del self.left[node]
+            record = self.beliefs.pop(node).record
+            self._bytes -= record.size
+            self._inter(node, record.epoch)
+        return gone
+
+    def _inter(self, node: NodeId, epoch: int) -> None:
+        self._graveyard[node] = max(epoch, self._graveyard.pop(node, 0))
+        if len(self._graveyard) > GRAVEYARD:
+            self._graveyard.popitem(last=False)
+
+    def _is_buried(self, delta: RecordDelta, belief: Belief | None) -> bool:
+        """Nobody needs to hear of a node that was gone before we ever met it."""
+        if belief is None and delta.left:
+            self._inter(delta.origin, delta.epoch)
+        return delta.epoch <= self._graveyard.get(delta.origin, -1)
+
+    def _latest_epoch(self, now: float) -> int:
+        """Our start, in ms since 1970, is our epoch; a core without a clock knows the time from that."""
+        return self.epoch + int((now - self._started) * 1000) + MAX_AHEAD_MS
+
+    def _admit_record(self) -> None:
+        if len(self.beliefs) >= limits.MAX_RECORDS:
+            raise limits.breach(f"more than {limits.MAX_RECORDS} records")
+
+    def _first_word(self, delta: RecordDelta, now: float) -> bool:
+        record = apply(None, delta)
+        self._admit_record()
+        if not self._new_ids.take(1, now=now):
+            raise limits.breach(f"more than {limits.NEW_IDS_PER_S:.0f} new nodes a second")
+        belief = Belief(Record(origin=delta.origin, epoch=delta.epoch), direct=False)
+        self._commit(belief, record, now)
+        self.beliefs[delta.origin] = belief
+        return True
+
+    def _commit(self, belief: Belief, record: Record, now: float) -> bool:
+        if record == belief.record:
+            return False
+        if fault := limits.fault(record):
+            raise limits.breach(fault)
+        grown = self._bytes + record.size - belief.record.size
+        if grown > limits.MAX_TOTAL_BYTES:
+            raise limits.breach(f"records of more than {limits.MAX_TOTAL_BYTES} bytes in all")
+        self._bytes, belief.record = grown, record
+        if record.left:
+            self.left.setdefault(record.origin, now)
+        else:
+            self.left.pop(record.origin, None)
+        return True

@@ -1,0 +1,183 @@
+"""What the engine keeps of one link, and what it says next on it (pure).
+
+Nothing is queued. There are flags (leave, pong, ping, delta) and, for each origin, the stamp that the peer is known to have:
+because it said so, or because we sent it (links are reliable and ordered; if one breaks, that knowledge goes with it). A frame
+is made at the moment when the socket can take it, from what is true then. So a slow peer costs one flag for each record that it
+lacks, and gets the newest state, not the history.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from meshnode.gossip.effects import LinkId
+from meshnode.gossip.limits import Bucket
+from meshnode.gossip.record import Record, Stamp, claim, delta_for, delta_size
+from meshnode.names import NodeId
+from meshnode.wire.codec import encode
+from meshnode.wire.messages import Delta, Hello, Leave, ModelState, Ping, Pong, RecordDelta
+
+HEARTBEAT_S = 1.0
+"""One second of load at most is unknown to a router; 110 bytes and 67 us of processor at each end. Below 0.5 s CPU dominates."""
+PONG_EVERY = 5
+MIN_HEARTBEAT_GAP_S = 0.1
+"""Between heartbeats that a change of load brings forward."""
+BATCH_S = 0.05
+"""Changes within it share one DELTA; also the most that a change waits at its origin."""
+MAX_DELTA_BYTES = 16 * 1024
+"""More would hold up what comes behind it for longer than 2 ms on 100 Mbit/s."""
+RTT_WEIGHT = 0.25
+FRAME_COST = 8
+"""Bytes around the records of a DELTA, at most."""
+
+Lookup = Callable[[NodeId], Record | None]
+
+
+def is_large_change(old: tuple[ModelState, ...], new: tuple[ModelState, ...]) -> bool:
+    """Whether a router would choose otherwise for it: a model's state, or more than a quarter of its active or queued work."""
+    before = {(model.digest, model.name): model for model in old}
+    if len(old) != len(new):
+        return True
+    for model in new:
+        was = before.get((model.digest, model.name))
+        if was is None or was.state != model.state:
+            return True
+        for then, now in ((was.active, model.active), (was.queued, model.queued)):
+            if 4 * abs(now - then) > max(then, 1):
+                return True
+    return False
+
+
+@dataclass(kw_only=True)
+class Link:
+    """One link to `peer`. Times are seconds on the engine's clock."""
+
+    id: LinkId
+    peer: NodeId
+    hello: Hello
+    addr: str
+    dialled: bool
+    up_at: float
+    heard_at: float
+    bucket: Bucket
+    next_ping: float
+    closing: bool = False
+    rtt_ms: float | None = None
+    _has: dict[NodeId, Stamp] = field(default_factory=dict)
+    _lacks: dict[NodeId, None] = field(default_factory=dict)
+    """Origins of which the peer may lack something, in the order in which that was noticed."""
+    _leave: int | None = None
+    _pong: int | None = None
+    _ping: bool = False
+    _delta: bool = False
+    _delta_at: float | None = None
+    _last_delta: float = float("-inf")
+    _last_ping: float = float("-inf")
+    _sequence: int = 0
+    _awaited: tuple[int, float] | None = None
+    """The PING that will be answered: its number, and when it went out."""
+    _load_sent: tuple[ModelState, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether `next_frame` would probably give a frame."""
+        return not self.closing and (self._leave is not None or self._pong is not None or self._ping or self._delta)
+
+    def deadline(self) -> float:
+        """When a flag has to be set."""
+        return self.next_ping if self._delta_at is None else min(self.next_ping, self._delta_at)
+
+    def advance(self, now: float) -> None:
+        """Set the flags that are due; afterwards the deadline is later than `now`."""
+        if self.next_ping <= now:
+            self._ping, self.next_ping = True, now + HEARTBEAT_S
+        if self._delta_at is not None and self._delta_at <= now:
+            self._delta, self._delta_at = True, None
+
+    def offer(self, origin: NodeId, at: float) -> None:
+        """The record of `origin` is news that the peer may lack: tell it from `at` on, in the next batch."""
+        if origin == self.peer:
+            return
+        self._lacks[origin] = None
+        at = max(at, self._last_delta + BATCH_S)
+        self._delta_at = at if self._delta_at is None else min(at, self._delta_at)
+
+    def told(self, delta: RecordDelta) -> None:
+        """The peer sent `delta`, so it has it."""
+        stamp = claim(delta)
+        self._has[delta.origin] = max(self._has.get(delta.origin, stamp), stamp)
+
+    def hurry(self, load: tuple[ModelState, ...], now: float) -> None:
+        """Our load is `load` now: bring the heartbeat forward if the peer should know at once."""
+        if is_large_change(self._load_sent, load):
+            self.next_ping = min(self.next_ping, max(now, self._last_ping + MIN_HEARTBEAT_GAP_S))
+
+    def answer(self, sequence: int) -> None:
+        """A PING asked for a PONG. One is owed however many were asked for, and a PONG is never answered: this ends."""
+        self._pong = sequence
+
+    def answered(self, sequence: int, now: float) -> None:
+        """A PONG came."""
+        if self._awaited is None or self._awaited[0] != sequence:
+            return
+        sample = (now - self._awaited[1]) * 1000
+        self.rtt_ms = sample if self.rtt_ms is None else self.rtt_ms + RTT_WEIGHT * (sample - self.rtt_ms)
+        self._awaited = None
+
+    def leave(self, epoch: int) -> None:
+        """We leave: LEAVE is the last that is said here."""
+        self._leave = epoch
+
+    def next_frame(self, record: Lookup, load: tuple[ModelState, ...], now: float, room: int) -> bytes | None:
+        """The most urgent frame: LEAVE, PONG, PING, DELTA. None when there is nothing, or `room` bytes are too few for it."""
+        if self.closing:
+            return None
+        if self._leave is not None:
+            return self._fitting(encode(Leave(self._leave)), room, self._leave_sent)
+        if self._pong is not None:
+            return self._fitting(encode(Pong(self._pong, load)), room, self._pong_sent)
+        if self._ping:
+            want_pong = self._sequence % PONG_EVERY == 0
+            return self._fitting(
+                encode(Ping(self._sequence, want_pong, load)), room, lambda: self._ping_sent(want_pong, load, now)
+            )
+        return self._next_delta(record, now, min(room, MAX_DELTA_BYTES)) if self._delta else None
+
+    def _fitting(self, raw: bytes, room: int, sent: Callable[[], None]) -> bytes | None:
+        if len(raw) > room:
+            return None
+        sent()
+        return raw
+
+    def _leave_sent(self) -> None:
+        self.closing = True
+
+    def _pong_sent(self) -> None:
+        self._pong = None
+
+    def _ping_sent(self, want_pong: bool, load: tuple[ModelState, ...], now: float) -> None:
+        if want_pong:
+            self._awaited = (self._sequence, now)
+        self._ping, self._last_ping, self._load_sent = False, now, load
+        self._sequence += 1
+
+    def _next_delta(self, record: Lookup, now: float, room: int) -> bytes | None:
+        deltas: list[RecordDelta] = []
+        room -= FRAME_COST
+        for origin in list(self._lacks):
+            known, news = self._has.get(origin), record(origin)
+            if news is None or news.version == 0 or (known is not None and news.stamp <= known):
+                del self._lacks[origin]
+                continue
+            delta = delta_for(news, known, room)
+            if delta is None:
+                break
+            room -= delta_size(delta)
+            deltas.append(delta)
+            self._has[origin] = claim(delta)
+            if delta.to_version == news.version:
+                del self._lacks[origin]
+        self._delta = bool(self._lacks)
+        if not deltas:
+            return None
+        self._last_delta = now
+        return encode(Delta(tuple(deltas)))

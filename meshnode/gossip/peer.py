@@ -1,0 +1,49 @@
+"""What the engine keeps of one peer besides its record: links, load, and how the last link ended (pure)."""
+
+from dataclasses import dataclass, field
+
+from meshnode.gossip.link import Link
+from meshnode.names import NodeId
+from meshnode.wire.messages import Hello, ModelState
+
+SILENCE_S = 3.0
+"""Three heartbeats: a lost segment is sent again within 1 s, so two in a row are needed to be wrong, and wrong is cheap here."""
+
+
+@dataclass
+class Peer:
+    """One peer. `routable` is the verdict that was last made known."""
+
+    links: list[Link] = field(default_factory=list)
+    hello: Hello | None = None
+    last_seen: float | None = None
+    lost_at: float | None = None
+    lost_reason: str = ""
+    refused_until: float = 0.0
+    refusal: str = ""
+    load: tuple[ModelState, ...] = ()
+    load_at: float = 0.0
+    routable: bool = False
+
+    @property
+    def link(self) -> Link | None:
+        """The one to use: `surplus` has closed the others, or is about to."""
+        return next((link for link in self.links if not link.closing), None)
+
+
+def surplus(links: list[Link], *, me: NodeId, peer: NodeId) -> list[tuple[Link, str]]:
+    """Which of several links to one peer to close, and why; `links` in the order in which they came up.
+
+    Both ends must come to the same answer, whatever order they saw, or a pair could close both links. A link of another epoch
+    than the newest link's is left over from the peer's earlier life. Of two that were dialled from both ends, the one dialled
+    by the lower id stays. Of two dialled from the same end only the end with the lower id closes one: only one end decides, so
+    one stays.
+    """
+    live = [link for link in links if not link.closing]
+    stale = [(link, "superseded by the peer's new start") for link in live if link.hello.epoch != live[-1].hello.epoch]
+    current = [link for link in live if link.hello.epoch == live[-1].hello.epoch]
+    by_lower = [link for link in current if link.dialled == (me < peer)]
+    by_higher = [link for link in current if link.dialled != (me < peer)]
+    doubled = by_higher if by_lower else []
+    same_end = (by_lower or by_higher)[1:] if me < peer else []
+    return stale + [(link, "duplicate link") for link in doubled + same_end]
