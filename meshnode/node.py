@@ -120,8 +120,8 @@ class Node:
         """Tell the mesh which models are here and how busy they are, for ever."""
         while True:
             self._changed = trio.Event()
-            self._advertise_models()
             self.mesh.set_load(self._load())
+            self._advertise_models()
             with trio.move_on_after(PUBLISH_EVERY_S):
                 await self._changed.wait()
             await trio.sleep(PUBLISH_APART_S)

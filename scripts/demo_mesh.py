@@ -78,6 +78,8 @@ def stream(api: str, question: str) -> str:
     body = {"model": "demo", "stream": True, "temperature": 0, "messages": [{"role": "user", "content": question}]}
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
     answer = connection.getresponse()
+    if answer.status != 200:
+        sys.exit(f"The node answered {answer.status}: {answer.read().decode()}")
     for line in answer:
         if line.startswith(b"data: {"):
             for choice in json.loads(line[6:])["choices"]:

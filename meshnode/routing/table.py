@@ -72,7 +72,7 @@ def route(wanted: str, members: Iterable[Member], *, me: NodeId, only_local: boo
         nodes = ", ".join(sorted({member.name for member, model in holdings if model.digest == digest}))
         raise ModelNotFound(f"Node `{pin}` does not have the model `{name}`.", hint=f"It is on: {nodes}.", param="model")
     up = [holding for holding in held if holding[0].routable and (not only_local or holding[0].id == me)]
-    ready = [holding for holding in up if _state(holding) in {"ready", ""}]
+    ready = [holding for holding in up if _is_ready(holding)]
     if not ready:
         raise ModelUnavailable(_why_not(wanted, held, up), retry_after=RETRY_AFTER_S)
     return Route(model=name, digest=digest, candidates=tuple(_candidate(member, model, me) for member, model in ready))
@@ -84,8 +84,8 @@ def unambiguous(candidate: Candidate) -> str:
 
 
 def listings(members: Iterable[Member]) -> tuple[Listing, ...]:
-    """Every model that some routable node serves, by id."""
-    holdings = [(member, model) for member in members if member.routable for model in member.models]
+    """Every model that some routable node can serve now, by id."""
+    holdings = [(member, model) for member in members if member.routable for model in member.models if _is_ready((member, model))]
     listed = {}
     for _, model in holdings:
         identity = _public_name(model, holdings)
@@ -151,6 +151,11 @@ def _live(member: Member, model: Model) -> ModelState | None:
 def _state(holding: Holding) -> str:
     load = _live(*holding)
     return load.state if load else ""
+
+
+def _is_ready(holding: Holding) -> bool:
+    """Empty: the record came before the first heartbeat, and a model is advertised only once it is loaded."""
+    return _state(holding) in {"ready", ""}
 
 
 def _candidate(member: Member, model: Model, me: NodeId) -> Candidate:

@@ -132,3 +132,11 @@ def test_only_routable_models_are_listed_once_each() -> None:
     members = fake_member("a", "m"), fake_member("b", "m", "n"), fake_member("c", "gone", routable=False)
 
     assert [(listed.id, listed.nodes) for listed in listings(members)] == [("m", ("a", "b")), ("n", ("b",))]
+
+
+def test_a_model_that_is_loaded_again_is_not_listed_meanwhile() -> None:
+    member = fake_member("a", "m")
+    loading = msgspec.structs.replace(member, load=tuple(msgspec.structs.replace(load, state="loading") for load in member.load))
+
+    assert [listed.id for listed in listings((member,))] == ["m"]
+    assert listings((loading,)) == ()
