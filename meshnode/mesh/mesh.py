@@ -1,8 +1,8 @@
 """The shell around the gossip engine: it owns the links, performs the engine's effects and tells it what happened.
 
-The engine decides, and does nothing by itself. Whoever calls it here calls `_touch` afterwards, which performs its effects at once
-and wakes the writers that have something to pull. The pump ticks it whenever its next deadline has come; between two rounds it
-rests a moment, so that a burst of news costs one round.
+The engine decides, and does nothing by itself. Whoever calls it here calls `_touch` afterwards, which performs its effects at
+once and wakes the writers that have something to pull. The pump ticks it whenever its next deadline has come; between two rounds
+it rests a moment, so that a burst of news costs one round.
 
 Every connection runs behind a barrier of its own: whatever a peer does, or a bug that it finds, ends its link and is logged, and
 the node goes on (design D3).
@@ -186,7 +186,7 @@ class Mesh:
                 if session := self._sessions.get(effect.link):
                     session.end(effect.code, effect.reason)
             case Notify():
-                _log.info("%s %s: %s", short(effect.node), effect.what, effect.text)
+                _log.log(logging.DEBUG if effect.what == "changed" else logging.INFO, "%s: %s", effect.what, effect.text)
                 self._gate.known = frozenset(self._known_groups())
                 self._on_change(effect)
             case _:
@@ -251,7 +251,7 @@ class Mesh:
         return await greet(nursery, stream, self._identity, ours=self._engine.hello(), judge=judge, dialled=True)
 
     def _judge(self, expect: NodeId | None, hello: Hello, proven: NodeId) -> None:
-        self._engine.judge(hello, proven=proven, now=trio.current_time())
+        self._engine.judge(hello, proven=proven)
         if expect is not None and proven != expect:
             raise PeerError(f"another node than expected: {short(proven)}, not {short(expect)}", close_code=WRONG_ID)
 
