@@ -82,7 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """Shown to people only; the id is the identity. A guess from the host's name is better than a random word."""
     model: tuple[tuple[str, Path], ...] = ()
-    """(name or empty, path); none means the demo model, so that the first run answers without a download."""
+    """(name, path); none means the demo model, so that the first run answers without a download."""
     worker: bool = True
     slots: int = 4
     """1 to 64. More slots share the same speed; 4 suits one person with a few tools."""
@@ -219,7 +219,12 @@ def _node_name(given: str | None) -> str:
         raise ConfigurationError(
             f"--name {given!r} cannot be a node's name.", hint="Use up to 128 letters, digits and . _ : / @ -"
         )
-    return given or re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "node"
+    return given or _fit(socket.gethostname()) or "node"
+
+
+def _fit(text: str) -> str:
+    """`text` made into a name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")[:64]
 
 
 def _addresses(texts: list[str], key: str) -> tuple[Address, ...]:
@@ -236,7 +241,7 @@ def _model(item: str) -> tuple[str, Path]:
         raise ConfigurationError(
             f"--model {item!r}: {alias!r} cannot be a model's name.", hint="Use letters, digits and . _ : / @ -"
         )
-    return alias, _existing(path, "--model")
+    return alias or _fit(Path(path).stem) or "model", _existing(path, "--model")
 
 
 def _existing(text: str, flag: str) -> Path:

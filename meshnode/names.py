@@ -22,6 +22,12 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def is_model_reference(text: str) -> bool:
+    """Whether `text` may ask for a model: a name, or `name#8hex` for these very weights."""
+    name, mark, digits = text.partition("#")
+    return is_name(name) and (not mark or re.fullmatch(r"[0-9a-f]{8}", digits) is not None)
+
+
 def printable(text: str, limit: int = 512) -> str:
     """`text` without control and direction-changing characters, cut to `limit`: safe for a terminal, a log or a header."""
     return _CONTROL.sub(" ", text[: 2 * limit])[:limit].strip()

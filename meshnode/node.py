@@ -173,8 +173,8 @@ def _workers(start: Start) -> tuple[Worker, ...]:
     sources = settings.model or (("demo", Path(str(files("meshnode") / "data" / "demo.gguf"))),)
     cache = start.data_dir.subdirectory("cache")
     return tuple(
-        Worker(alias or path.stem, path, cache_dir=cache, slots=settings.slots, context_length=settings.context_length)
-        for alias, path in sources
+        Worker(name, path, cache_dir=cache, slots=settings.slots, context_length=settings.context_length)
+        for name, path in sources
     )
 
 

@@ -92,7 +92,7 @@ def test_an_alias_is_told_from_a_path_with_an_equals_sign(home: dict[str, str], 
     odd = tmp_path / "a=b.gguf"
     odd.touch()
 
-    assert load({"model": [f"qwen={odd}", str(odd)]}, home).model == (("qwen", odd), ("", odd))
+    assert load({"model": [f"qwen={odd}", str(odd)]}, home).model == (("qwen", odd), ("a-b", odd))
 
 
 def test_a_variable_that_nothing_reads_is_reported_with_the_nearest() -> None:

@@ -21,7 +21,7 @@ import msgspec
 
 from meshnode.errors import InvalidRequest, PeerError
 from meshnode.inference import Request
-from meshnode.names import is_name, printable
+from meshnode.names import is_model_reference, is_name, printable
 from meshnode.wire.messages import (
     Body,
     Cancel,
@@ -210,7 +210,7 @@ def encode_request(request: Request) -> bytes:
 def _request_fault(request: Request) -> str | None:
     """What is wrong with it, if anything: only what any node must refuse; what a model can do is the worker's to say."""
     sampling, resume = request.sampling, request.resume
-    if not is_name(request.id) or not is_name(request.model):
+    if not is_name(request.id) or not is_model_reference(request.model):
         return "its id or model is not a name"
     if request.caller != printable(request.caller):
         return "its caller is not plain text"
