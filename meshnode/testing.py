@@ -48,7 +48,7 @@ class FakeWorker:
 
 
 class _FakeEvents:
-    """The position is advanced only after the wait, so that a cancelled wait loses nothing."""
+    """Position and due time are advanced only after the wait, so that a cancelled wait loses nothing, time included."""
 
     def __init__(self, worker: FakeWorker, request: Request) -> None:
         self.ended = False
@@ -56,6 +56,7 @@ class _FakeEvents:
         self._limit = request.sampling.max_tokens
         self._prompt = sum(len(message.content.split()) for message in request.messages)
         self._said = -1
+        self._due: float | None = None
 
     def __aiter__(self) -> "_FakeEvents":
         return self
@@ -63,7 +64,10 @@ class _FakeEvents:
     async def __anext__(self) -> tuple[Event, ...]:
         if self.ended:
             raise StopAsyncIteration
-        await trio.sleep(self._worker.delay)
+        if self._due is None:
+            self._due = trio.current_time() + self._worker.delay
+        await trio.sleep_until(self._due)
+        self._due = None
         if self._said == -1:
             self._said = 0
             return (Progress(phase=Phase.PREFILL, done=self._prompt, total=self._prompt),)

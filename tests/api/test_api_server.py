@@ -1,12 +1,16 @@
 """The server against clients that are broken, hostile, slow, or gone. Real sockets throughout."""
 
+import errno
 import socket
+from functools import partial
+from typing import Any
 
 import pytest
 import trio
-from api.serving import CHAT, CLOSE, STREAMED, app_of, get, post, read_all, read_until, served, wait_until
+from api.serving import CHAT, CLOSE, STREAMED, Serving, app_of, get, post, read_all, read_until, served, wait_until
 
 from meshnode.api.limits import Limits
+from meshnode.api.server import serve
 from meshnode.testing import FakeWorker
 
 SHORT = Limits(header_s=0.15, body_s=0.15, idle_s=0.15, write_s=0.3, refuse_s=0.3, grace_s=0.2, body_bytes=1000)
@@ -262,3 +266,31 @@ async def test_beyond_the_cap_a_client_is_told_so_at_once_and_later_served() -> 
         served_again = [await serving.exchange(get(b"/healthz", CLOSE)) for _ in range(3)]
 
         assert b" 200 " in served_again[-1]
+
+
+class Exhausted:
+    """A listener of a process that has no file descriptor left for the first two attempts."""
+
+    def __init__(self, listener: trio.SocketListener) -> None:
+        self.socket = listener.socket
+        self._listener = listener
+        self._attempts = 0
+
+    async def accept(self) -> trio.SocketStream:
+        self._attempts += 1
+        if self._attempts <= 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await self._listener.accept()
+
+
+async def test_out_of_file_descriptors_the_server_pauses_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    [plain] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    listener: Any = Exhausted(plain)  # trio's own class is final
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve, app_of(FakeWorker()), [listener], stopping=trio.Event()))
+        with trio.fail_after(2):
+            answer = await Serving(port=plain.socket.getsockname()[1]).exchange(get(b"/healthz", CLOSE))
+        nursery.cancel_scope.cancel()
+
+    assert b" 200 " in answer
+    assert sum("open files" in record.getMessage() for record in caplog.records) == 1

@@ -1,0 +1,237 @@
+"""OpenAI's chat request to ours, by plain calls: what is taken, what is refused and under which name."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshnode.api.openai import chat_request, error_object
+from meshnode.errors import InvalidRequest, ModelUnavailable, RequestError, Unsupported
+from meshnode.inference import Logprobs, Message, Request, ResponseFormat, Sampling
+
+USER: dict[str, Any] = {"role": "user", "content": "Hi"}
+MANY_NESTED = b'{"model":"m","messages":[{"role":"user","content":"a"}],"tools":' + b"[" * 100_000 + b"}"
+
+
+def mapped(*messages: dict[str, Any], **fields: Any) -> Request:
+    body = {"model": "m", "messages": list(messages or [USER]), **fields}
+    return chat_request(json.dumps(body).encode(), request_id="r1").request
+
+
+def test_the_fields_of_a_full_request_arrive() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    schema = {"type": "object"}
+    request = mapped(
+        max_tokens=9, temperature=0.5, top_p=0.9, top_k=40, seed=-7, stop=["a", "b"], n=2, tools=tools, tool_choice="auto",
+        response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}, logprobs=True, top_logprobs=3,
+    )  # fmt: skip
+
+    assert request == Request(
+        id="r1",
+        model="m",
+        messages=(Message(role="user", content="Hi"),),
+        sampling=Sampling(temperature=0.5, top_p=0.9, top_k=40, seed=-7, max_tokens=9, stop=("a", "b")),
+        n=2,
+        tools=json.dumps(tools),
+        tool_choice='"auto"',
+        response_format=ResponseFormat(kind="json_schema", schema=json.dumps(schema)),
+        logprobs=Logprobs(top=3),
+    )
+
+
+def test_null_and_empty_are_the_same_as_absent() -> None:
+    fields = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream", "stream_options")
+    more = ("n", "tools", "tool_choice", "response_format", "logprobs", "top_logprobs", "frequency_penalty", "logit_bias")
+
+    assert mapped(**dict.fromkeys(fields + more)) == mapped()
+    assert mapped(tools=[], stop=[], logit_bias={}, presence_penalty=0, frequency_penalty=0.0) == mapped(stop="") == mapped()
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert mapped({**USER, "extra": 1}, user="me", store=False, metadata={"a": "b"}, reasoning_effort="low") == mapped()
+
+
+def test_max_completion_tokens_wins_over_the_older_name() -> None:
+    assert mapped(max_tokens=5, max_completion_tokens=7).sampling.max_tokens == 7
+    assert mapped(max_tokens=5).sampling.max_tokens == 5
+
+
+def test_one_stop_string_is_a_list_of_one() -> None:
+    assert mapped(stop="\n").sampling.stop == ("\n",)
+
+
+def test_parts_of_text_become_one_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+
+    assert mapped({"role": "user", "content": parts}).messages[0].content == "a\nb"
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool"])
+def test_every_role_is_kept(role: str) -> None:
+    assert mapped({"role": role, "content": "x"}).messages[0].role == role
+
+
+def test_a_conversation_with_tool_calls_keeps_their_json() -> None:
+    calls = [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    asked, told = mapped(
+        {"role": "assistant", "content": None, "tool_calls": calls}, {"role": "tool", "tool_call_id": "call_1", "content": "4"}
+    ).messages
+
+    assert asked == Message(role="assistant", content="", tool_calls=json.dumps(calls))
+    assert told == Message(role="tool", content="4", tool_call_id="call_1")
+
+
+def test_stream_and_usage_are_told_apart_from_the_request() -> None:
+    body = {"model": "m", "messages": [USER], "stream": True, "stream_options": {"include_usage": True}}
+    asked = chat_request(json.dumps(body).encode(), request_id="r1")
+
+    assert (asked.stream, asked.include_usage) == (True, True)
+    assert asked.request == mapped()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": ""}, "model"),
+        ({"model": 3}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hi"}, "messages"),
+        ({"messages": ["Hi"]}, "messages[0]"),
+        ({"messages": [USER, {"content": "x"}]}, "messages[1].role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "assistant", "tool_calls": "x"}]}, "messages[0].tool_calls"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": 0.5}, "seed"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": 3}, "stop"),
+        ({"stop": [3]}, "stop[0]"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"tools": {}}, "tools"),
+        ({"tools": ["f"]}, "tools"),
+        ({"tool_choice": 1}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}, "response_format.json_schema.schema"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"frequency_penalty": 3}, "frequency_penalty"),
+    ],
+)
+def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        mapped(**fields)
+
+    assert caught.value.param == param
+    assert param in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"presence_penalty": -1}, "presence_penalty"),
+        ({"logit_bias": {"50256": -100}}, "logit_bias"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0].type"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(Unsupported) as caught:
+        mapped(**fields)
+
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"null", b"[]", b'"text"', b"{'model': 'm'}", b"\xff\xfe", b'{"model":"m"} x', b"[" * 100_000, MANY_NESTED,
+        b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}',
+        b'{"model":"m","messages":[{"role":"user","content":"a"}],"tools":[{"a":"\xff"}]}',
+        b'{"model":"m","messages":[{"role":"user","content":"a"}],"tools":[{"a":"\\ud800"}]}',
+        b'{"model":"m","messages":[{"role":"user","content":"a"}],"temperature":1e999}',
+        b'{"model":"m","messages":[{"role":"user","content":"a"}],"temperature":NaN}',
+    ],
+)  # fmt: skip
+def test_what_is_not_a_json_object_of_text_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        chat_request(body, request_id="r1")
+
+
+def test_a_long_wrong_value_is_not_sent_back_whole() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        mapped({"role": "x" * 1_000_000, "content": "x"})
+
+    assert len(caught.value.message) < 1000
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = (
+    "model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "n", "tools",
+    "tool_choice", "response_format", "logprobs", "top_logprobs", "frequency_penalty", "logit_bias",
+)  # fmt: skip
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "tool", "x"])}, optional={"content": JSON, "tool_calls": JSON}
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(fields=st.dictionaries(st.sampled_from(NAMES), JSON), messages=MESSAGES | JSON)
+def test_any_json_is_a_request_that_can_cross_the_mesh_or_is_refused(fields: dict[str, Any], messages: Any) -> None:
+    body = json.dumps({"model": "m", "messages": messages, **fields}).encode()
+    with suppress(RequestError):
+        request = chat_request(body, request_id="r1").request
+
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=Request) == request
+        assert all(json.loads(text) for text in (request.tools, request.response_format.schema) if text is not None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=64))
+def test_any_bytes_are_refused_in_words(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        chat_request(body, request_id="r1")
+
+
+def test_the_error_object_has_openais_four_fields_and_the_hint_in_its_message() -> None:
+    error = ModelUnavailable("Nobody has it.", hint="Start a node.", retry_after=5)
+
+    assert json.loads(error_object(error)) == {
+        "error": {
+            "message": "Nobody has it. Start a node.",
+            "type": "overloaded_error",
+            "param": None,
+            "code": "model_unavailable",
+        }
+    }
