@@ -24,6 +24,15 @@ def health_about(node: NodeProcess, word: str) -> str:
     return next((line for line in node.status()["health"] if word in line), "")
 
 
+def holders(node: NodeProcess) -> list[str]:
+    """Who can serve the demo model now, as `node` sees it."""
+    return [
+        member["name"]
+        for member in node.status()["members"]
+        if member["routable"] and any(model["digest"] and model["state"] == "ready" for model in member["models"])
+    ]
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     with mesh_of(tmp_path) as start_node:
@@ -89,9 +98,7 @@ def test_a_second_holder_answers_when_the_first_is_killed(start: Start) -> None:
     first = start("first")
     second = start("second", peer=first)
     asker = start("asker", "--no-worker", peer=first)
-    wait_until(
-        lambda: sum(bool(member["routable"] and member["models"]) for member in asker.status()["members"]) == 2, "two holders"
-    )
+    wait_until(lambda: len(holders(asker)) == 2, "two holders")
     first.kill()
     for _ in range(4):
         raw = asker.client().chat.completions.with_raw_response.create(model="demo", messages=QUESTION)
@@ -187,7 +194,7 @@ def test_a_killed_holder_that_comes_back_serves_again(pair: tuple[NodeProcess, N
     holder.kill()
     again = NodeProcess("holder", tmp_path, "--mesh", port)
     try:
-        wait_until(lambda: asker.member("holder").get("routable"), "holder routable again")
+        asker.wait_for_model("demo")
         assert asker.client().chat.completions.create(model="demo", messages=QUESTION, temperature=0).choices
     finally:
         again.kill()
