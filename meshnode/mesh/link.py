@@ -14,7 +14,7 @@ The library has traps (each has a regression test in `tests/mesh/test_link.py`),
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypedDict, cast
+from typing import NoReturn, TypedDict, cast
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream, wrap_server_stream
@@ -33,6 +33,10 @@ _QUEUE = 16
 """Messages between the library's reader and ours: saves a task switch each when bursts come."""
 _MAX_SILENT_BYTES = 2 * MAX_MESSAGE
 """So many bytes without one complete message are an attack: a message with its framing is smaller."""
+_PONG = 0x8A
+"""RFC 6455, 5.2: the first byte of a pong."""
+_MAX_PONGS = 64
+"""We use no pings (heartbeats are frames, which measure the round trip even while the writer is busy), but each costs 50 us."""
 _MAX_CLOSE_REASON = 123
 """RFC 6455, 5.5: a control frame carries 125 bytes, two of them the code."""
 _ABNORMAL = 1006
@@ -55,14 +59,22 @@ class _Watched(trio.abc.Stream):
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.failure: BaseException | None = None
+        """None after the peer's orderly end, too."""
         self.on_end: Callable[[], None] = lambda: None
         self.silent_bytes = 0
+        self.pongs = 0
+        """Both count from the last complete message."""
         self._stream = stream
+        self._ended = False
 
     def end(self, failure: BaseException | None) -> None:
         """The first failure is the cause; what follows are its consequences."""
-        self.failure = self.failure or failure
+        if not self._ended:
+            self._ended, self.failure = True, failure
         self.on_end()
+
+    def message_received(self) -> None:
+        self.silent_bytes = self.pongs = 0
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         try:
@@ -74,11 +86,17 @@ class _Watched(trio.abc.Stream):
         if not data:
             self.end(None)
         elif self.silent_bytes > _MAX_SILENT_BYTES:
-            self.end(PeerError(f"{_MAX_SILENT_BYTES} bytes without a complete message", close_code=4429))
-            raise trio.BrokenResourceError
+            self._flooded(f"{_MAX_SILENT_BYTES} bytes without a complete message")
         return data
 
+    def _flooded(self, what: str) -> NoReturn:
+        self.end(PeerError(what, close_code=4429))
+        raise trio.BrokenResourceError
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.pongs += data[0] == _PONG
+        if self.pongs > _MAX_PONGS:
+            self._flooded(f"{_MAX_PONGS} pings without a message")
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -142,7 +160,7 @@ class Link:
             message = await self._socket.get_message()
         except ConnectionClosed as error:
             raise self._lost(error) from error
-        self._stream.silent_bytes = 0
+        self._stream.message_received()
         if not isinstance(message, bytes):
             raise PeerError("a text message; frames travel in binary ones")
         return message
