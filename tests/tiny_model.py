@@ -1,4 +1,4 @@
-"""A model of 120 KB with random weights, made in the test run: it says nothing sensible, and runs as any other."""
+"""A model of 110 KB with random weights, made in the test run: it says nothing sensible, and runs as any other."""
 
 import sys
 from functools import cache
@@ -9,6 +9,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from demo_model.gguf_file import CHATML, Shape, random_weights, write
 from demo_model.tokenizer import Tokenizer, learn_merges
 
+BROKEN_TEMPLATE = "{% for message in messages %}"
+"""Not a template: the loop has no end."""
+HOSTILE_TEMPLATE = "{{ 'a' * 300000000 }}"
+"""Takes more than a gigabyte in jinja2's stock sandbox, already when it is compiled."""
 SHAPE = Shape(width=64, layers=2, heads=4, kv_heads=2, hidden=128, context=1024)
 
 

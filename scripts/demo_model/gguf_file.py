@@ -38,11 +38,25 @@ class Shape:
         return self.width // self.heads
 
 
-def write(path: Path, *, shape: Shape, weights: Weights, tokenizer: Tokenizer, name: str, template: str | None = CHATML) -> None:
-    """Write `weights` as Q8_0 (norms as F32). The output matrix is the embedding, so it is not in the file."""
+def write(
+    path: Path,
+    *,
+    shape: Shape,
+    weights: Weights,
+    tokenizer: Tokenizer,
+    name: str,
+    template: str | None = CHATML,
+    temperature: float | None = None,
+) -> None:
+    """Write `weights` as Q8_0 (norms as F32). The output matrix is the embedding, so it is not in the file.
+
+    `temperature` is what a worker takes where a request names none.
+    """
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name(name)
     writer.add_license("Apache-2.0")
+    if temperature is not None:
+        writer.add_sampling_temp(temperature)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
