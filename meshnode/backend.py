@@ -1,6 +1,6 @@
 """What can answer a request: a local worker, a peer, a Backend.AI service, another OpenAI-compatible server.
 
-All four look the same from here, so that the caller never knows which it got. `tests/backend_suite.py` is the one suite that
+All four look the same from here, so that the caller never knows which it got. `tests/test_backends.py` is the one suite that
 runs over every kind.
 """
 

@@ -7,7 +7,7 @@ import msgspec
 import trio
 
 from meshnode.backend import Events
-from meshnode.errors import MeshnodeError
+from meshnode.errors import MeshnodeError, Unsupported
 from meshnode.gossip.member import Member, Model, State
 from meshnode.inference import Chunk, End, Event, Finish, Phase, Progress, Request, Usage
 from meshnode.names import ModelDigest, NodeId
@@ -17,7 +17,8 @@ from meshnode.wire.messages import ModelState
 class FakeWorker:
     """A Backend that says `words`, one a step, `delay` seconds apart, after `delay` seconds of prefill; then raises or ends.
 
-    `fail_after` words it raises `failure()` (0: before the first). `requests`, `steps` and `cancelled` tell what happened to it.
+    After `fail_after` words it raises `failure()` (0: before the first). `requests`, `steps`, `finished` and `cancelled` tell what
+    happened to it.
     """
 
     def __init__(
@@ -35,15 +36,20 @@ class FakeWorker:
         self.requests: list[Request] = []
         self.steps = 0
         self.cancelled = 0
+        self.finished = 0
 
     @asynccontextmanager
     async def submit(self, request: Request) -> AsyncIterator[Events]:
+        if request.n > 1:
+            raise Unsupported("The fake worker gives one choice.", param="n")
         self.requests.append(request)
         events = _FakeEvents(self, request)
         try:
             yield events
         finally:
-            if not events.ended:
+            if events.ended:
+                self.finished += 1
+            else:
                 self.cancelled += 1
 
 
