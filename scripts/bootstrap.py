@@ -54,9 +54,8 @@ VENV_MODULE = Need("Python's venv module", f"python3.{sys.version_info.minor}-ve
 
 def main() -> None:
     command, *arguments = sys.argv[1:]
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # as an exception, so that a build does not outlive us
+    # As an exception, so that no build outlives us; the exec puts the default back.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         set_up(dict(os.environ), with_tests=command == "--tests")
     except KeyboardInterrupt:
@@ -89,9 +88,8 @@ def stamps() -> dict[str, Any]:
 
 def layers(environment: Mapping[str, str], done: Mapping[str, Any], with_tests: bool) -> list[Layer]:
     venv = Layer("venv", [sys.implementation.cache_tag, str(ROOT)], lambda: make_venv(afresh="venv" in done))
-    libraries = Layer(
-        "libraries", _digest("run.txt", "build.txt"), lambda: install_pins("Install the libraries", "run.txt", "build.txt")
-    )
+    run = ("run.txt", "build.txt")
+    libraries = Layer("libraries", _digest(*run), lambda: install_pins("Install the libraries", *run))
     package = Layer("package", _digest("../../pyproject.toml"), install_package)
     tools = Layer("tests", _digest("test.txt"), lambda: install_pins("Install the test tools", "test.txt"))
     llama = [] if environment.get("MESHNODE_NO_LLAMA") == "1" else [llama_layer(environment, done)]
