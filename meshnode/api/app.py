@@ -85,8 +85,11 @@ class App:
             self._log(exchange, response, sent, began)
 
     def refuse(self, error: MeshnodeError) -> Response:
+        """The answer to what never became a request; logs it."""
+        request_id = f"req-{uuid.uuid4().hex}"
+        log.info("refused %d %s id=%s", error.status, error.code, request_id)
         response = _error_response(error)
-        return replace(response, headers=self._headers(response.headers, f"req-{uuid.uuid4().hex}", time.monotonic()))
+        return replace(response, headers=self._headers(response.headers, request_id, time.monotonic()))
 
     def _exchange(self, request: Request) -> Exchange:
         """A sane id of the client's is shown again, and begins ours: ours must be unique in the mesh, whatever clients send."""

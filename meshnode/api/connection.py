@@ -110,6 +110,7 @@ class Connection:
                 if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                     return await self._linger()
                 self._http.start_next_cycle()
+                self._head_only = False
                 self._patience = self._limits.idle_s
         except RequestError as error:
             await self._refuse(error)
@@ -182,14 +183,19 @@ class Connection:
         if self._http.they_are_waiting_for_100_continue:
             await self._stream.send_all(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
         body = bytearray()
+        chunks = 0
         while True:
             event = self._event()
             if event is h11.NEED_DATA:
                 await self._receive()
             elif isinstance(event, h11.Data):
                 body += event.data
+                chunks += event.chunk_start
                 if len(body) > self._limits.body_bytes:
                     raise self._too_large()
+                if chunks > self._limits.body_chunks:
+                    raise BodyTooLarge(f"The request's body comes in more than {self._limits.body_chunks} chunks.")
+                await trio.lowlevel.checkpoint()  # one read may hold ten thousand chunks, which would hold up everybody else
             else:
                 return bytes(body)
 
@@ -240,14 +246,21 @@ class Connection:
             raise _ClientGone
 
     async def _watch(self) -> None:
-        """Returns when the client has left; keeps what it sends."""
+        """Returns when the client has left; keeps what it sends, and with enough of that reads no further.
+
+        What h11 already holds counts: it grows by what was read here during each answer, and one answer may consume very little.
+        """
+        held = len(self._http.trailing_data[0])
         try:
-            while data := await self._stream.receive_some(_PIECE):
+            while held < self._limits.ahead_bytes:
+                data = await self._stream.receive_some(_PIECE)
+                if not data:
+                    return
                 self._ahead += data
-                if len(self._ahead) >= self._limits.ahead_bytes:
-                    await trio.sleep_forever()
+                held += len(data)
         except trio.BrokenResourceError:
             return
+        await trio.sleep_forever()
 
     async def _send(self, response: Response) -> None:
         with trio.CancelScope() as stall:

@@ -11,6 +11,8 @@ class Limits:
     """Request line and headers: what the common servers allow."""
     body_bytes: int = 8 * 1024 * 1024
     """A long conversation is below 1 MiB; design section 4 has the same bound between nodes."""
+    body_chunks: int = 16 * 1024
+    """Of a body with Transfer-Encoding: a chunk costs the same to parse with one byte in it as with 64 KiB."""
     ahead_bytes: int = 64 * 1024
     """Of pipelined requests, kept while an answer runs. A client that sends more is read no further until the answer is out."""
     connections: int = 512
