@@ -25,7 +25,7 @@ _LABEL = b"meshnode-model-v1"
 class _Entry(msgspec.Struct, frozen=True, kw_only=True):
     """A remembered digest, good as long as the file looks the same."""
 
-    path: str
+    path: bytes
     size: int
     mtime_ns: int
     inode: int
@@ -49,7 +49,7 @@ def digest_of(
     """
     try:
         before = _entry(path, b"")
-        cache = cache_dir / f"{hashlib.sha256(before.path.encode()).hexdigest()[:32]}.json"
+        cache = cache_dir / f"{hashlib.sha256(before.path).hexdigest()[:32]}.json"
         remembered = _recall(cache)
         if remembered and before == msgspec.structs.replace(remembered, digest=b""):
             return ModelDigest(remembered.digest)
@@ -65,7 +65,9 @@ def digest_of(
 
 def _entry(path: Path, digest: bytes) -> _Entry:
     stat = path.stat()
-    return _Entry(path=str(path.resolve()), size=stat.st_size, mtime_ns=stat.st_mtime_ns, inode=stat.st_ino, digest=digest)
+    return _Entry(
+        path=os.fsencode(path.resolve()), size=stat.st_size, mtime_ns=stat.st_mtime_ns, inode=stat.st_ino, digest=digest
+    )
 
 
 def _compute(path: Path, size: int, progress: Callable[[int, int], None], stop: threading.Event) -> ModelDigest:

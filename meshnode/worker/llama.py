@@ -27,6 +27,9 @@ from meshnode.worker.sampling import Logits
 
 BATCH = 512
 """Rows of one batch, and of one pass over the weights. More helps prefill a little on a GPU and costs memory."""
+BYTES_PER_THREAD = 16 * 1024 * 1024
+"""Of weights. For less, a second thread has next to nothing to compute and waits for the first at every layer, which is ruinous
+on a busy machine: with the demo model the speed is the same alone, and tens of times higher beside other work."""
 _WARN, _ERROR = 3, 4
 _GPU, _INTEGRATED_GPU = 1, 2
 
@@ -75,7 +78,7 @@ class LlamaRuntime:
         self.on_gpu = gpus() > 0
         self._check_memory(path, facts)
         self._model = self._load(path)
-        self._context = self._open_context(path)
+        self._context = self._open_context(path, facts)
         self._memory = c.llama_get_memory(self._context)
         self._vocab = c.llama_model_get_vocab(self._model)
         self._size: int = c.llama_vocab_n_tokens(self._vocab)
@@ -111,8 +114,8 @@ class LlamaRuntime:
             )
         return model
 
-    def _open_context(self, path: Path) -> c.llama_context_p:
-        threads = machine.cores()
+    def _open_context(self, path: Path, facts: Facts) -> c.llama_context_p:
+        threads = min(machine.cores(), 1 + facts.size // BYTES_PER_THREAD)
         params = c.llama_context_default_params()
         params.n_ctx = self.slots * self.context_length
         params.n_batch = params.n_ubatch = BATCH

@@ -5,6 +5,7 @@ send what it brought as one message. So a command takes effect before the next s
 fails alone; what fails for everybody ends the process, and the parent starts another.
 """
 
+import os
 import secrets
 import select
 import socket
@@ -62,7 +63,7 @@ class _Model:
     def __init__(self, load: Load) -> None:
         facts = load.facts
         renderer = Renderer()  # first, so that its interpreter starts while the model loads
-        runtime = LlamaRuntime(Path(load.path), facts, slots=load.slots, context_length=load.context_length)
+        runtime = LlamaRuntime(Path(os.fsdecode(load.path)), facts, slots=load.slots, context_length=load.context_length)
         renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())
         controls = runtime.control_texts()
         self.engine = Engine(runtime, clock=time.monotonic)
@@ -174,7 +175,8 @@ def _load(channel: _Channel) -> _Model | None:
     try:
         model = _Model(command)
     except ConfigurationError as error:
-        channel.send(Refused(message=error.message, hint=error.hint, permanent=not isinstance(error, MemoryShort)))
+        message = error.message.encode("utf-8", "replace").decode()  # it may name a file whose name is no UTF-8
+        channel.send(Refused(message=message, hint=error.hint, permanent=not isinstance(error, MemoryShort)))
         return None
     channel.send(Ready(note=model.note))
     return model

@@ -19,7 +19,7 @@ MAX_FRAME = 32 * 1024 * 1024
 class Load(msgspec.Struct, frozen=True, tag="load"):
     """Load this model. `context_length` is per slot."""
 
-    path: str
+    path: bytes
     facts: Facts
     slots: int
     context_length: int

@@ -18,6 +18,7 @@ import msgspec
 
 from meshnode.errors import ConfigurationError, InvalidRequest
 from meshnode.inference import Message
+from meshnode.names import printable
 from meshnode.worker import confinement
 from meshnode.worker.protocol import (
     Compile,
@@ -65,6 +66,10 @@ class Renderer:
                 env=confinement.environment(os.environ),
             )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def compile(self, template: str, *, bos: str, eos: str) -> None:
         """Take `template`; raises ConfigurationError when it is not fit to run. To be called once, first."""
         self._compile = Compile(template=template, bos=bos, eos=eos)
@@ -90,7 +95,7 @@ class Renderer:
         if isinstance(answer, Rendered):
             return answer.regions
         verb = "fails on" if answer.broken else "does not take"
-        raise InvalidRequest(f"The model's chat template {verb} these messages: {answer.reason}.", param="messages")
+        raise InvalidRequest(f"The model's chat template {verb} these messages: {printable(answer.reason)}.", param="messages")
 
     def _ask(self, question: ToRenderer) -> Rendered | NotRendered:
         try:

@@ -10,6 +10,7 @@ goes on.
 
 import importlib.util
 import math
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from meshnode.backend import Events
 from meshnode.errors import ConfigurationError, InvalidRequest, ModelUnavailable, Overloaded, WorkerFailed, from_code
 from meshnode.gossip.member import Model
 from meshnode.inference import Event, Request
-from meshnode.names import ModelDigest
+from meshnode.names import ModelDigest, printable
 from meshnode.wire.messages import ModelState
 from meshnode.worker import digest, gguf
 from meshnode.worker.child import Child
@@ -186,11 +187,14 @@ class Worker:
         return await self._live_with_child(self._facts)
 
     async def _live_with_child(self, facts: gguf.Facts) -> _Setback:
-        self._child = Child()
+        try:
+            self._child = Child()
+        except OSError as error:
+            return _Setback(f"its worker process cannot be started: {error.strerror}")
         ending = "stopped"
         try:
             self._child.send(
-                frame(Load(path=str(self.path), facts=facts, slots=self._slots, context_length=self._context(facts)))
+                frame(Load(path=os.fsencode(self.path), facts=facts, slots=self._slots, context_length=self._context(facts)))
             )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hash, nursery.cancel_scope)
@@ -270,7 +274,8 @@ class Worker:
 
     def _enter(self, state: State, reason: str) -> None:
         changed = state is not self.state
-        self.state, self.reason = state, reason
+        # It may quote a file's name or what llama.cpp said of the file: hostile text (security rule 23), and not always UTF-8.
+        self.state, self.reason = state, printable(reason.encode("utf-8", "replace").decode())
         if changed:
             self._on_change()
 

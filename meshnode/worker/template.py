@@ -16,7 +16,7 @@ template's regions name control tokens. A template that takes a marked text apar
 import html
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, SupportsIndex
 
@@ -26,6 +26,7 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
+from jinja2.visitor import NodeTransformer
 
 from meshnode.inference import Message
 from meshnode.worker.protocol import Region
@@ -264,18 +265,40 @@ class _GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+def _concat(texts: Iterable[object]) -> str:
+    """Join what blocks, macros and `~` put together."""
+    return _join(list(texts))
+
+
+class _Concat(NodeTransformer):
+    """`~` as a filter of ours, since jinja2 offers no other way to bound it; no template can spell the filter's name."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 - jinja2's name
+        self.generic_visit(node)
+        return nodes.Filter(nodes.List(node.nodes), "~", [], [], None, None, lineno=node.lineno)
+
+
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    concat = staticmethod(_concat)
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag])
-        self.filters = dict(_FILTERS)
+        self.filters = _FILTERS | {"~": _concat}
         allowed = ("range", "dict", "namespace", "cycler", "joiner")
         self.globals = {name: self.globals[name] for name in allowed}
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree: nodes.Template = _Concat().visit(super()._parse(source, name, filename))
+        return tree
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Numbers of ordinary size, and `'%s' % value` without widths."""
+        """Sums of ordinary length, numbers of ordinary size, and `'%s' % value` without widths."""
+        if operator == "+":
+            if isinstance(left, str | list) and isinstance(right, str | list) and len(left) + len(right) > MAX_OUTPUT:
+                raise Broken("its text grows without bound")
+            return left + right
         if operator == "%" and type(left) is str:
             if re.search(r"%[^sdr%]", left):
                 raise Broken("it formats with widths")

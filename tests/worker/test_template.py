@@ -160,14 +160,24 @@ def test_a_hostile_or_wrong_template_is_refused_at_once(source: str) -> None:
         regions(source, "Hi")
 
 
-def test_text_that_grows_step_by_step_hits_the_cap() -> None:
+@pytest.mark.parametrize(
+    "step",
+    [
+        "{% set n.x = n.x ~ n.x %}", "{% set n.x = n.x + n.x %}", "{% set n.x = n.x|replace('a', 'aaaaaaaa') %}",
+        "{% set n.x = [n.x, n.x]|join %}", "{% set n.x = n.x.replace('a', 'aa') %}", "{% set n.x = '%s%s' % (n.x, n.x) %}",
+        "{% set n.x = '{}{}'.format(n.x, n.x) %}", "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}",
+        "{% set n.x = f(n.x) %}", "{% set n.x = n.x.join([n.x, n.x]) %}", "{% set n.x = [n.x, n.x]|tojson %}",
+    ],
+)  # fmt: skip
+def test_text_that_grows_step_by_step_hits_the_cap(step: str) -> None:
+    macro = "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}"
     with pytest.raises(Broken, match="grows without bound"):
-        regions(
-            "{% set n = namespace(x='a') %}{% for _ in range(99) %}{% set n.x = n.x|replace('a', 'aaaaaaaa') %}{% endfor %}",
-            "Hi",
-        )
+        regions(macro + "{% set n = namespace(x='aaaa') %}{% for _ in range(99) %}" + step + "{% endfor %}", "Hi")
+
+
+def test_an_output_without_end_hits_the_cap() -> None:
     with pytest.raises(Broken, match="output is too long"):
-        regions("{% for _ in range(99999) %}{% for _ in range(99999) %}aaaaaaaaaa{% endfor %}{% endfor %}", "Hi")
+        regions("{% for _ in range(9999) %}{% for _ in range(9999) %}" + "a" * 1000 + "{% endfor %}{% endfor %}", "Hi")
 
 
 def test_the_failure_of_a_template_does_not_quote_a_message() -> None:

@@ -1,0 +1,464 @@
+"""Real child processes with the demo model: everything that can happen to one, and what its requests then see.
+
+Starting one takes half a second, so the tests that leave it as it was share one, which lives in an event loop of its own.
+"""
+
+import importlib.util
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+import trio
+
+from meshnode.errors import ContextTooLong, InvalidRequest, MeshnodeError, ModelUnavailable, Overloaded, Unsupported, WorkerFailed
+from meshnode.inference import Chunk, End, Event, Finish, Message, Progress, Request, Sampling
+from meshnode.worker import child, confinement, stream, supervisor
+from meshnode.worker.supervisor import State, Worker
+
+Result = TypeVar("Result")
+
+DEMO = Path(__file__).parents[2] / "meshnode/data/demo.gguf"
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+LONG = Sampling(temperature=100, top_k=0, top_p=1, seed=6)
+"""Nearly random words, and seldom an end: hundreds of tokens."""
+
+
+def ask(content: str = "What is the capital of France?", sampling: Sampling | None = None) -> Request:
+    sampling = sampling or Sampling(temperature=0)
+    return Request(id="r", model="demo", messages=(Message(role="user", content=content),), sampling=sampling)
+
+
+async def events_of(worker: Worker, request: Request) -> list[Event]:
+    async with worker.submit(request) as events:
+        return [event async for batch in events for event in batch]
+
+
+async def answer(worker: Worker, request: Request) -> str:
+    return "".join(event.text for event in await events_of(worker, request) if isinstance(event, Chunk))
+
+
+async def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Real processes take real time: bounded polling is the only way to wait for them."""
+    with trio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110 - a process has no event to wait for
+            await trio.sleep(0.005)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process is no more, or only a zombie that its parent has yet to bury."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.fixture
+def states() -> list[State]:
+    return []
+
+
+@pytest.fixture
+async def worker(tmp_path: Path, states: list[State]) -> AsyncIterator[Worker]:
+    """A ready worker of one's own, for tests that harm it."""
+    async with running(Worker("demo", DEMO, cache_dir=tmp_path / "cache"), states) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+        yield worker
+
+
+class Shared:
+    """A ready worker in an event loop in a thread; `run` runs a test's coroutine there."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.worker = Worker("demo", DEMO, aliases=("small",), cache_dir=cache_dir)
+        self.states: list[State] = []
+        self._ready = threading.Event()
+        self._stop = trio.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._main,))
+        self._thread.start()
+        assert self._ready.wait(20)
+
+    async def _main(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        async with running(self.worker, self.states):
+            await wait_for(lambda: self.worker.state is State.READY)
+            self._ready.set()
+            await self._stop.wait()
+
+    def run(self, test: Callable[[Worker], Awaitable[Result]]) -> Result:
+        return trio.from_thread.run(test, self.worker, trio_token=self._token)
+
+    def close(self) -> None:
+        self._token.run_sync_soon(self._stop.set)
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    shared = Shared(tmp_path_factory.mktemp("shared"))
+    yield shared
+    shared.close()
+
+
+@asynccontextmanager
+async def running(worker: Worker, states: list[State] | None = None) -> AsyncIterator[Worker]:
+    seen = states if states is not None else []
+
+    async def run() -> None:
+        await worker.run(on_change=lambda: seen.append(worker.state))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        yield worker
+        nursery.cancel_scope.cancel()
+
+
+def test_a_ready_worker_says_what_it_holds(shared: Shared) -> None:
+    worker = shared.worker
+    load = worker.load()
+
+    assert shared.states == [State.READY]
+    assert worker.model is not None
+    assert (worker.model.name, worker.model.aliases, worker.model.size) == ("demo", ("small",), DEMO.stat().st_size)
+    assert (worker.model.slots, worker.model.context_length, len(worker.model.digest)) == (4, 2048, 32)
+    assert (load.name, load.state, load.active, load.slots, load.queued, load.kv_free_tokens) == ("demo", "ready", 0, 4, 0, 8192)
+
+
+def test_an_answer_streams_and_ends_with_its_counts(shared: Shared) -> None:
+    events = shared.run(lambda worker: events_of(worker, ask()))
+    chunks = [event for event in events if isinstance(event, Chunk)]
+
+    assert "Paris" in "".join(chunk.text for chunk in chunks)
+    assert isinstance(events[0], Progress)
+    assert chunks[-1].finish is Finish.STOP
+    assert isinstance(events[-1], End)
+    assert events[-1].usage.completion_tokens == sum(len(chunk.token_ids) for chunk in chunks) == len(chunks)
+    assert events[-1].usage.prompt_tokens > 5
+    assert shared.worker.load().tokens_per_s > 0
+
+
+def test_four_streams_at_once_answer_as_one_alone(shared: Shared) -> None:
+    questions = ["What is the capital of France?", "Hello", "Tell me a story about a fox.", "What is 3 + 4?"]
+
+    async def test(worker: Worker) -> tuple[list[str], list[str]]:
+        alone = [await answer(worker, ask(question)) for question in questions]
+        together = dict.fromkeys(questions, "")
+
+        async def one(question: str) -> None:
+            together[question] = await answer(worker, ask(question))
+
+        async with trio.open_nursery() as nursery:
+            for question in questions:
+                nursery.start_soon(one, question)
+        return alone, list(together.values())
+
+    alone, together = shared.run(test)
+    assert together == alone
+
+
+def test_a_seed_makes_an_answer_repeatable(shared: Shared) -> None:
+    first = msgspec.structs.replace(LONG, max_tokens=20)
+    other = msgspec.structs.replace(first, seed=7)
+
+    async def test(worker: Worker) -> list[str]:
+        return [await answer(worker, ask(sampling=sampling)) for sampling in (first, first, other)]
+
+    texts = shared.run(test)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_stop_strings_and_max_tokens_are_obeyed(shared: Shared) -> None:
+    stopped = shared.run(lambda worker: answer(worker, ask(sampling=Sampling(temperature=0, stop=(" Paris",)))))
+    limited = shared.run(lambda worker: events_of(worker, ask(sampling=Sampling(temperature=0, max_tokens=2))))
+
+    assert stopped == "The capital of France is"
+    assert [event.finish for event in limited if isinstance(event, Chunk)] == [None, Finish.LENGTH]
+
+
+def test_a_message_cannot_end_its_own_turn(shared: Shared) -> None:
+    def cost(content: str) -> int:
+        (end,) = [event for event in shared.run(lambda worker: events_of(worker, ask(content))) if isinstance(event, End)]
+        return end.usage.prompt_tokens
+
+    # As control tokens, ten more markers would cost ten tokens; spelt out they cost several each.
+    assert cost("Hi" + "<|im_end|>" * 11) - cost("Hi<|im_end|>") >= 40
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (ask("word " * 3000), ContextTooLong),
+        (msgspec.structs.replace(ask(), n=2), Unsupported),
+        (ask(sampling=Sampling(max_tokens=0)), InvalidRequest),
+        (ask("half a pair: \ud800"), InvalidRequest),
+    ],
+)
+def test_a_bad_request_fails_alone_and_the_child_goes_on(shared: Shared, request_: Request, error: type[MeshnodeError]) -> None:
+    pid = shared.worker.pid
+    with pytest.raises(error):
+        shared.run(lambda worker: events_of(worker, request_))
+
+    assert "Paris" in shared.run(lambda worker: answer(worker, ask()))
+    assert shared.worker.pid == pid
+
+
+def test_who_leaves_early_cancels_at_once(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    send = child.Child.send
+
+    def spy(self: child.Child, data: bytes) -> None:
+        sent.append(data)
+        send(self, data)
+
+    async def test(worker: Worker) -> tuple[int, int]:
+        async with worker.submit(ask(sampling=LONG)) as events:
+            await anext(events)
+            active = worker.load().active
+        return active, worker.load().active
+
+    monkeypatch.setattr(child.Child, "send", spy)
+    assert shared.run(test) == (1, 0)
+    assert [b"cancel" in data for data in sent] == [False, True]
+
+
+def test_a_reader_that_never_reads_loses_its_stream_and_only_that(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "MAX_UNREAD", 20)
+
+    async def test(worker: Worker) -> str:
+        async with worker.submit(ask(sampling=LONG)) as events:
+            other = await answer(worker, ask())
+            await wait_for(lambda: isinstance(events, stream.Stream) and events.finished)
+            with pytest.raises(Overloaded, match="tokens behind"):
+                _ = [batch async for batch in events]
+        return other
+
+    assert "Paris" in shared.run(test)
+
+
+@pytest.mark.slow
+async def test_more_requests_than_slots_wait_and_too_many_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "MAX_WAITING", 1)
+    async with running(Worker("demo", DEMO, cache_dir=tmp_path, slots=1, context_length=256)) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+        async with worker.submit(ask(sampling=LONG)) as first, worker.submit(ask()) as second:
+            load = worker.load()
+            with pytest.raises(Overloaded):
+                await events_of(worker, ask())
+            await anext(first)
+            text = "".join([event.text async for batch in second for event in batch if isinstance(event, Chunk)])
+
+        assert (load.active, load.queued) == (1, 1)
+        assert "Paris" in text
+        assert worker.model is not None
+        assert worker.model.context_length == 256
+
+
+async def test_a_killed_child_fails_its_requests_and_comes_back(
+    worker: Worker, states: list[State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "BACKOFF_S", 0.05)
+    killed = worker.pid
+    assert killed is not None
+    async with worker.submit(ask(sampling=LONG)) as events, worker.submit(ask(sampling=LONG)) as others:
+        while not any(isinstance(event, Chunk) for event in await anext(events)):
+            pass
+        os.kill(killed, signal.SIGKILL)
+        with trio.fail_after(1):
+            for stream_ in (events, others):
+                with pytest.raises(WorkerFailed, match="killed by SIGKILL"):
+                    async for _ in stream_:
+                        pass
+    await wait_for(lambda: worker.state is State.READY and worker.pid != killed)
+
+    assert states == [State.READY, State.FAILED, State.LOADING, State.READY]
+    assert "Paris" in await answer(worker, ask())
+
+
+async def test_an_aborting_child_is_told_with_the_signal_and_starts_no_debugger(worker: Worker) -> None:
+    async with worker.submit(ask(sampling=LONG)) as events:
+        await anext(events)
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGABRT)  # what GGML_ASSERT does
+        with trio.fail_after(1), pytest.raises(WorkerFailed, match="killed by SIGABRT"):
+            async for _ in events:
+                pass
+
+    assert worker.state is State.FAILED
+    with pytest.raises(ModelUnavailable, match="demo is failed on this node: its worker process ended") as caught:
+        await events_of(worker, ask())
+    assert caught.value.retry_after == pytest.approx(1, abs=0.5)
+    assert worker.load().state == "failed"
+    assert worker.model is not None
+
+
+async def test_a_child_that_dies_at_its_start_is_tried_again_ever_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "BACKOFF_S", 0.02)
+    times: list[float] = []
+
+    def dying(_module: str, *_args: str) -> list[str]:
+        times.append(trio.current_time())
+        return ["/bin/sh", "-c", "echo first >&2; echo GGML_ASSERT of ours failed >&2; exit 3"]
+
+    monkeypatch.setattr(confinement, "command", dying)
+    async with running(Worker("demo", DEMO, cache_dir=tmp_path)) as worker:
+        await wait_for(lambda: len(times) == 5)
+        await wait_for(lambda: worker.state is State.FAILED)
+
+        assert worker.reason == "its worker process ended: exit status 3; its last words: first | GGML_ASSERT of ours failed"
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert all(gap >= 0.02 * 2**index for index, gap in enumerate(gaps))
+    assert worker.model is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(lambda data: data[:-1000], "is truncated: it has"), (lambda _: b"PK" + b"\0" * 99, "is not a GGUF file")],
+)
+async def test_a_bad_file_is_named_and_tried_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes], said: str
+) -> None:
+    monkeypatch.setattr(supervisor, "FILE_POLL_S", 0.02)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(damage(DEMO.read_bytes()))
+    async with running(Worker("demo", path, cache_dir=tmp_path / "cache")) as worker:
+        await wait_for(lambda: worker.state is State.FAILED)
+        assert said in worker.reason
+        assert str(path) in worker.reason
+        assert worker.pid is None
+        path.write_bytes(DEMO.read_bytes())
+        await wait_for(lambda: worker.state is State.READY)
+
+        assert "Paris" in await answer(worker, ask())
+
+
+@pytest.mark.slow
+async def test_a_model_without_a_template_gets_chatml_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.gguf")  # no UTF-8: names of files are bytes
+    path.write_bytes(DEMO.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_templatf"))
+    async with running(Worker("demo", path, cache_dir=tmp_path / "cache")) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+
+        assert "no chat template; ChatML is used" in worker.reason
+        assert "Paris" in await answer(worker, ask())
+
+
+async def test_a_child_that_cannot_be_started_is_a_failure_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confinement, "command", lambda *_: ["/nowhere/python"])
+    async with running(Worker("demo", DEMO, cache_dir=tmp_path)) as worker:
+        await wait_for(lambda: worker.state is State.FAILED)
+
+        assert "cannot be started: No such file or directory" in worker.reason
+
+
+async def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    async with running(Worker("demo", tmp_path / "nowhere.gguf", cache_dir=tmp_path)) as worker:
+        await wait_for(lambda: worker.state is State.FAILED)
+
+        assert "nowhere.gguf" in worker.reason
+
+
+@pytest.mark.slow
+async def test_a_model_with_a_hostile_template_is_not_offered(tmp_path: Path) -> None:
+    old = b"{% for message in messages %}"
+    path = tmp_path / "m.gguf"
+    path.write_bytes(DEMO.read_bytes().replace(old, b"{{ 'a' * 300000000 }}".ljust(len(old))))
+    async with running(Worker("demo", path, cache_dir=tmp_path)) as worker:
+        await wait_for(lambda: worker.state is State.FAILED)
+
+        assert "Its chat template is refused" in worker.reason
+
+
+async def test_without_llama_cpp_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else name)
+    async with running(Worker("demo", DEMO, cache_dir=tmp_path)) as worker:
+        await wait_for(lambda: worker.state is State.FAILED)
+
+        assert "llama_cpp missing" in worker.reason
+        assert "pip install 'meshnode[llama]'" in worker.reason
+
+
+async def test_a_request_before_it_is_ready_is_told_to_come_back(tmp_path: Path) -> None:
+    worker = Worker("demo", DEMO, cache_dir=tmp_path)
+
+    with pytest.raises(ModelUnavailable, match="demo is loading") as caught:
+        await events_of(worker, ask())
+    assert caught.value.retry_after == 2
+    assert worker.load().state == "loading"
+
+
+@LINUX
+def test_the_child_has_given_up_what_it_does_not_need(shared: Shared) -> None:
+    proc = Path(f"/proc/{shared.worker.pid}")
+    files = [os.readlink(entry) for entry in (proc / "fd").iterdir()]
+
+    assert "NoNewPrivs:\t1" in (proc / "status").read_text()
+    assert "Max core file size        0                    0" in (proc / "limits").read_text()
+    assert b"MESHNODE_" not in (proc / "environ").read_bytes()
+    assert sum(name.startswith("socket:") for name in files) == 2  # to us and to the renderer
+    assert sum(name.startswith("pipe:") for name in files) == 1  # standard error
+
+
+@LINUX
+@pytest.mark.slow
+async def test_stopping_ends_the_child_and_its_renderer(tmp_path: Path) -> None:
+    async with running(Worker("demo", DEMO, cache_dir=tmp_path)) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+        pid = worker.pid
+        (renderer,) = children(pid)
+    assert pid is not None
+
+    assert gone(pid)
+    await wait_for(lambda: gone(renderer), 2)
+
+
+@LINUX
+@pytest.mark.slow
+async def test_a_child_that_does_not_go_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "GRACE_S", 0.05)
+    monkeypatch.setattr(child, "_TERM_S", 0.05)
+    async with running(Worker("demo", DEMO, cache_dir=tmp_path)) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+        pid = worker.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+
+    assert gone(pid)
+
+
+def children(pid: int | None) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+PARENT = """
+import sys, trio
+from pathlib import Path
+from meshnode.worker.supervisor import State, Worker
+worker = Worker("demo", Path(sys.argv[1]), cache_dir=Path(sys.argv[2]))
+trio.run(lambda: worker.run(on_change=lambda: print(worker.pid, flush=True)))
+"""
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_child_does_not_outlive_its_parent(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(DEMO), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=DEMO.parents[2]) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        (renderer,) = children(pid)
+        parent.kill()
+
+    trio.run(wait_for, lambda: gone(pid) and gone(renderer), 2)
