@@ -126,7 +126,7 @@ def main() -> None:
         up = time.perf_counter()
         wait_for(lambda: "demo" in client.models())
         print(
-            f"join by address              {time.perf_counter() - up:.2f} s after its API was up ({client.since_start():.2f} s after start)"
+            f"join by address              {time.perf_counter() - up:.2f} s with the API up, {client.since_start():.2f} s from start"
         )
         here, there = Asker(holder), Asker(client)
         pairs = [(here.first_token_ms(8), there.first_token_ms(8)) for _ in range(rounds)]
@@ -138,9 +138,8 @@ def main() -> None:
         print(f"cancel via peer (ms)         {spread([cancel_ms(client, holder) for _ in range(10)])}")
         before = client.cpu_s()
         time.sleep(IDLE_S)
-        print(
-            f"idle node without a model    {client.memory_mib():.0f} MiB, {(client.cpu_s() - before) / IDLE_S * 100:.1f} % of a core"
-        )
+        used = (client.cpu_s() - before) / IDLE_S
+        print(f"idle node without a model    {client.memory_mib():.0f} MiB, {used:.1%} of a core")
         for name, node in (("client", client), ("holder", holder)):
             begun = time.perf_counter()
             node.stop()
