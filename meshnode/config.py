@@ -8,9 +8,7 @@ import os
 import re
 import socket
 import sys
-import tomllib
-from collections.abc import Mapping
-from difflib import get_close_matches
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +19,8 @@ from meshnode.address import API_PORT, MESH_PORT, Address, parse
 from meshnode.errors import ConfigurationError
 from meshnode.names import is_name
 
-SECRET_VARIABLES = frozenset({"MESHNODE_TOKEN"})
-"""Read by the command that needs them, never kept in `Settings`, and taken out of the environment before a child sees it."""
+TOKEN_VARIABLE = "MESHNODE_TOKEN"  # noqa: S105 - a variable's name
+"""A secret: never kept in `Settings`, and `take_token` takes it out of the environment before a child process can inherit it."""
 
 
 class Kind(StrEnum):
@@ -80,65 +78,95 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What one node was told. Paths are absolute, addresses parsed, everything checked."""
 
     name: str
-    """Shown to people only; the id is the identity. A guess from the host's name is better than a random word."""
+    """1 to 128 of letters, digits and . _ : / @ -. Shown to people only; the id is the identity. The host's name, made fit, says
+    more to a person than a random word."""
     model: tuple[tuple[str, Path], ...] = ()
     """(name, path); none means the demo model, so that the first run answers without a download."""
     worker: bool = True
+    """False for a node that only asks, such as a laptop on battery."""
     slots: int = 4
     """1 to 64. More slots share the same speed; 4 suits one person with a few tools."""
     context_length: int | None = None
     """At least 256. Every slot pays for it in memory, hence not the model's own limit, which may be 128 k."""
     api: Address = Address("127.0.0.1", API_PORT)
+    """Loopback, which the kernel guards. 4860 is far from the ports that other model servers take; 0 takes any free one."""
     insecure_api: bool = False
+    """Off, for every rival that opened its API by default was reported as vulnerable."""
     mesh: tuple[Address, ...] = (Address("0.0.0.0", MESH_PORT), Address("::", MESH_PORT))  # noqa: S104 - mutual TLS guards it (D5)
+    """All interfaces: a mesh port that the LAN cannot reach is of no use."""
     peer: tuple[Address, ...] = ()
+    """Seeds. One is enough to join; more survive the absence of one."""
     advertise: tuple[Address, ...] = ()
+    """None: the addresses of this machine. Needed behind a forwarded port or in a container."""
     token_file: Path | None = None
+    """A file, since arguments can be read by every user of the machine."""
     data_dir: Path
+    """Where the user's programs keep their data, so that no configuration is needed; one node per directory."""
     log_level: str = "info"
+    """At info, a line for each request and each change of the mesh."""
     log_format: str = "text"
+    """For people; json for a log collector."""
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
     """The settings in force. `flags` holds what was given (None or absent: not given). Raises ConfigurationError."""
-    path = flags.get(CONFIG.key) or environment.get(CONFIG.variable)
-    values = _from_file(Path(path)) if path else _from_default_file(environment)
-    values |= _from_environment(environment)
-    values |= {key: value for key, value in flags.items() if key in _BY_KEY and value is not None}
-    return _checked(values, environment)
+    return _checked(_given(flags, environment), environment)
 
 
 def data_dir(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
     """Only where the data directory is: what the commands about a running node need."""
-    return (
-        Path(flags.get("data_dir") or environment.get("MESHNODE_DATA_DIR") or _user_directory("data", environment))
-        .expanduser()
-        .absolute()
-    )
+    return _data_dir(_given(flags, environment), environment)
+
+
+def _given(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """What somebody set, by key; the later source wins."""
+    path = flags.get(CONFIG.key) or environment.get(CONFIG.variable)
+    values = _from_file(_path(path)) if path else _from_default_file(environment)
+    values |= _from_environment(environment)
+    return values | {key: value for key, value in flags.items() if key in _BY_KEY and value is not None}
+
+
+def _data_dir(values: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
+    if given := values.get("data_dir"):
+        return _path(given)
+    if default := _user_directory("data", environment):
+        return default
+    raise ConfigurationError("This user has no home directory to keep the node's data in.", hint="Give one with --data-dir.")
+
+
+def _path(text: str) -> Path:
+    """Absolute, and with ~ replaced where the shell did not."""
+    return Path(os.path.expanduser(text)).absolute()
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """A line for each MESHNODE_* variable that nothing reads, with the nearest that something does."""
-    known = {option.variable for option in (*OPTIONS, CONFIG)} | SECRET_VARIABLES
+    known = {option.variable for option in (*OPTIONS, CONFIG)} | {TOKEN_VARIABLE}
     stray = sorted(name for name in environment if name.startswith("MESHNODE_") and name not in known)
     return [f"{name} is no setting of meshnode.{_nearest(name, known)}" for name in stray]
 
 
-def _user_directory(kind: str, environment: Mapping[str, str]) -> Path:
+def _user_directory(kind: str, environment: Mapping[str, str]) -> Path | None:
+    """Ours for data or config, by the platform's custom; None for a user without a home, as in some containers."""
+    home = Path(os.path.expanduser("~"))
+    if not home.is_absolute():
+        return None
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "meshnode"
-    base = environment.get(f"XDG_{kind.upper()}_HOME")
-    return (Path(base) if base else Path.home() / {"data": ".local/share", "config": ".config"}[kind]) / "meshnode"
+        return home / "Library" / "Application Support" / "meshnode"
+    base = Path(environment.get(f"XDG_{kind.upper()}_HOME", ""))
+    return (base if base.is_absolute() else home / {"data": ".local/share", "config": ".config"}[kind]) / "meshnode"
 
 
 def _from_default_file(environment: Mapping[str, str]) -> dict[str, Any]:
-    path = _user_directory("config", environment) / "config.toml"
-    return _from_file(path) if path.exists() else {}
+    directory = _user_directory("config", environment)
+    return _from_file(directory / "config.toml") if directory and os.path.isfile(directory / "config.toml") else {}
 
 
 def _from_file(path: Path) -> dict[str, Any]:
+    import tomllib  # not for nothing: most starts read no file
+
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"--config {path}: {error.strerror}.", hint="Give the path of a TOML file.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -174,14 +202,16 @@ def _from_text(option: Option, text: str) -> Any:
             return text
         case Kind.LIST:
             return [item.strip() for item in text.split(",") if item.strip()]
-        case Kind.NUMBER if re.fullmatch(r"\d{1,9}", text):
+        case Kind.NUMBER if re.fullmatch("[0-9]{1,9}", text):
             return int(text)
         case Kind.SWITCH if text.lower() in {"1", "true", "yes", "on", "0", "false", "no", "off"}:
             return text.lower() in {"1", "true", "yes", "on"}
     raise ConfigurationError(f"{option.variable}={text!r} must be a {option.kind}.", hint="Switches are true or false.")
 
 
-def _nearest(name: str, known: Mapping[str, Any] | set[str] | frozenset[str]) -> str:
+def _nearest(name: str, known: Collection[str]) -> str:
+    from difflib import get_close_matches
+
     near = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else f" Known are: {', '.join(sorted(known))}."
 
@@ -189,12 +219,12 @@ def _nearest(name: str, known: Mapping[str, Any] | set[str] | frozenset[str]) ->
 def _checked(values: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
     checked: dict[str, Any] = {key: values[key] for key in ("worker", "insecure_api") if key in values}
     checked["name"] = _node_name(values.get("name"))
-    checked["data_dir"] = data_dir(values, environment)
+    checked["data_dir"] = _data_dir(values, environment)
     checked |= {key: _addresses(values[key], key) for key in ("mesh", "peer", "advertise") if key in values}
     if "model" in values:
-        checked["model"] = tuple(_model(item) for item in values["model"])
+        checked["model"] = _models(values["model"])
     if "token_file" in values:
-        checked["token_file"] = _existing(values["token_file"], "--token-file")
+        checked["token_file"] = _readable(values["token_file"], "--token-file")
     checked |= _bounded(values, "slots", 1, 64) | _bounded(values, "context_length", 256, 10_000_000)
     checked |= _one_of(values, "log_level", ("debug", "info", "warning", "error")) | _one_of(
         values, "log_format", ("text", "json")
@@ -232,22 +262,35 @@ def _addresses(texts: list[str], key: str) -> tuple[Address, ...]:
     return tuple(parse(text, flag=flag, default_port=None if key == "mesh" else MESH_PORT) for text in texts)
 
 
+def _models(items: list[str]) -> tuple[tuple[str, Path], ...]:
+    models = tuple(_model(item) for item in items)
+    names = [name for name, _ in models]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigurationError(f"--model: two models are called {twice!r}.", hint="Name one: --model NAME=PATH")
+    return models
+
+
 def _model(item: str) -> tuple[str, Path]:
-    """ALIAS=PATH, unless the part before = looks like a path itself."""
+    """ALIAS=PATH, unless the whole is a file, whose name has an = in it."""
     alias, equals, path = item.partition("=")
-    if not equals or "/" in alias:
+    if not equals or os.path.isfile(_path(item)):
         alias, path = "", item
     if alias and not is_name(alias):
         raise ConfigurationError(
             f"--model {item!r}: {alias!r} cannot be a model's name.", hint="Use letters, digits and . _ : / @ -"
         )
-    return alias or _fit(Path(path).stem) or "model", _existing(path, "--model")
+    return alias or _fit(Path(path).stem) or "model", _readable(path, "--model")
 
 
-def _existing(text: str, flag: str) -> Path:
-    path = Path(text).expanduser().absolute()
-    if not path.is_file():
-        raise ConfigurationError(f"{flag} {text}: there is no such file.", hint="Check the path." if path.parent.is_dir() else "")
+def _readable(text: str, flag: str) -> Path:
+    """A file that this user may read; a pipe is one too, as in `--token-file <(...)`."""
+    path = _path(text)
+    if os.path.isdir(path):
+        raise ConfigurationError(f"{flag} {text} is a directory.", hint="Give the path of a file.")
+    if not os.path.exists(path):
+        raise ConfigurationError(f"{flag} {text}: there is no such file.", hint="Check the path.")
+    if not os.access(path, os.R_OK):
+        raise ConfigurationError(f"{flag} {text}: this user may not read it.", hint=f"See: ls -l {path}")
     return path
 
 
@@ -267,6 +310,6 @@ def _one_of(values: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> di
     return {key: values[key]}
 
 
-def take_secret(name: str) -> str | None:
-    """The value of a secret variable, which is removed from the environment, so that no child process inherits it."""
-    return os.environ.pop(name, None)
+def take_token() -> str | None:
+    """The token in the environment, which is removed from there, so that no child process inherits it."""
+    return os.environ.pop(TOKEN_VARIABLE, None) or None

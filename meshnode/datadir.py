@@ -9,19 +9,42 @@
     logs/       the rotating log
 
 Files are created exclusively and renamed into place; a mode looser than 0600 (0700 for the directory) refuses to start and names
-the `chmod` (security rule 6).
+the `chmod` (security rule 6). A killed node leaves its run file behind, but never the lock: so the lock says whether a run file
+counts. Whoever only looks takes the lock shared and for an instant, so that two lookers never take each other for a node, and a
+node that starts tries a little longer than a look lasts.
 """
 
 import contextlib
 import fcntl
 import json
 import os
-import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from time import sleep
 from typing import Any
 
+import msgspec
+
 from meshnode.errors import ConfigurationError
+
+_LOCK_TRIES = 20
+_LOCK_PAUSE_S = 0.01
+"""A look at the lock lasts microseconds; 0.2 s in all outlasts any, and is no wait for a person."""
+_RUN = "run.json"
+
+
+class RunFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command reads of the run file; more is in it, for people."""
+
+    pid: int
+    api: str
+    """HOST:PORT, as bound."""
+    secret: str
+    """Makes its reader an admin of the node."""
+
+    def __repr__(self) -> str:
+        return f"RunFile(pid={self.pid}, api={self.api!r})"
 
 
 class DataDir:
@@ -34,72 +57,80 @@ class DataDir:
     @classmethod
     def open(cls, path: Path) -> "DataDir":
         """The directory at `path`, made if it is missing. Raises ConfigurationError when others could read it."""
-        try:
+        with _explained(f"--data-dir {path}", "Give a directory that you own."):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             mode = path.stat().st_mode
-        except OSError as error:
-            raise ConfigurationError(f"--data-dir {path}: {error.strerror}.", hint="Give a directory that you own.") from error
         if stat.S_IMODE(mode) & 0o077:
             raise ConfigurationError(f"Others may look into {path}, which holds secrets.", hint=f"Run: chmod 700 {path}")
         return cls(path)
 
     def lock(self) -> None:
-        """Make this process the directory's node until it ends. Raises ConfigurationError naming the one that is."""
-        lock_file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            pid = os.read(lock_file, 32).decode("ascii", "replace").strip() or "unknown"
-            os.close(lock_file)
-            raise ConfigurationError(
-                f"A node already runs on {self.path} (pid {pid}).", hint="Give a second node its own --data-dir."
-            ) from error
-        os.ftruncate(lock_file, 0)
-        os.write(lock_file, f"{os.getpid()}\n".encode())
-        self._lock_file = lock_file
+        """Make this process the directory's node until it ends. Raises ConfigurationError naming the one that is.
+
+        A run file that is there now is a killed node's, and goes, so that nobody takes it for ours.
+        """
+        with self._lock_opened(os.O_CREAT) as lock_file:
+            for _ in range(_LOCK_TRIES):
+                if _try_lock(lock_file, fcntl.LOCK_EX):
+                    break
+                sleep(_LOCK_PAUSE_S)
+            else:
+                pid = os.read(lock_file, 32).decode("ascii", "replace").strip() or "unknown"
+                raise ConfigurationError(
+                    f"A node already runs on {self.path} (pid {pid}).", hint="Give a second node its own --data-dir."
+                )
+            os.ftruncate(lock_file, 0)
+            os.write(lock_file, f"{os.getpid()}\n".encode())
+            self._lock_file = os.dup(lock_file)  # the same lock, which lives as long as one of its descriptors
+        self.remove(_RUN)
 
     def is_locked(self) -> bool:
         """Whether a node runs on this directory."""
-        try:
-            lock_file = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
+        if not (self.path / "lock").exists():
             return False
-        try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(lock_file)
-        return False
+        with self._lock_opened() as lock_file:
+            return not _try_lock(lock_file, fcntl.LOCK_SH)
+
+    @contextlib.contextmanager
+    def _lock_opened(self, flags: int = 0) -> Iterator[int]:
+        path = self.path / "lock"
+        with _explained(path, "It must be a plain file that you own, on a disk that knows locks."):
+            lock_file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+            try:
+                yield lock_file
+            finally:
+                os.close(lock_file)
 
     def read(self, name: str) -> bytes | None:
         """The content of a private file; None if there is none. Raises ConfigurationError when others could read it."""
         path = self.path / name
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ConfigurationError(f"{path}: {error.strerror}.", hint="It must be a plain file that you own.") from error
-        with open(descriptor, "rb") as file:
-            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
-                raise ConfigurationError(f"Others may read {path}, which is a secret.", hint=f"Run: chmod 600 {path}")
-            return file.read()
+        with _explained(path, "It must be a plain file that you own."):
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except FileNotFoundError:
+                return None
+            try:
+                _check_private(path, os.fstat(descriptor).st_mode)
+                with open(descriptor, "rb", closefd=False) as file:
+                    return file.read()
+            finally:
+                os.close(descriptor)
 
     def write(self, name: str, content: bytes) -> None:
         """Replace a private file as a whole, so that a crash leaves the old one or the new one."""
         path = self.path / name
-        temporary = self.path / f".{name}.{secrets.token_hex(4)}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        temporary = self.path / f".{name}.{os.urandom(4).hex()}"
+        with _explained(path, "Is the disk full, or the directory not yours?"):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                with open(descriptor, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.rename(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -114,16 +145,43 @@ class DataDir:
 
     def subdirectory(self, name: str) -> Path:
         path = self.path / name
-        path.mkdir(mode=0o700, exist_ok=True)
+        with _explained(path, "It must be a directory that you own."):
+            path.mkdir(mode=0o700, exist_ok=True)
         return path
 
     def write_run(self, facts: dict[str, Any]) -> None:
-        self.write("run.json", json.dumps(facts, indent=1).encode())
+        self.write(_RUN, json.dumps(facts, indent=1).encode())
 
-    def read_run(self) -> dict[str, Any] | None:
-        """The run file of the node that runs here now; one that a killed node left behind does not count."""
-        content = self.read("run.json")
+    def read_run(self) -> RunFile | None:
+        """The run file of the node that runs here now; None without one, or while it starts."""
+        content = self.read(_RUN)
         if content is None or not self.is_locked():
             return None
-        facts = json.loads(content)
-        return facts if isinstance(facts, dict) else None
+        try:
+            return msgspec.json.decode(content, type=RunFile)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{self.path / _RUN} is damaged.", hint="Restart the node: it writes a new one.") from error
+
+
+@contextlib.contextmanager
+def _explained(what: object, hint: str) -> Iterator[None]:
+    """What the system refuses here is for the operator to mend: a sentence with the path, never a traceback."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{what}: {error.strerror or error}.", hint=hint) from error
+
+
+def _try_lock(lock_file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(lock_file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _check_private(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise ConfigurationError(f"{path} is not a plain file.", hint="Move it away.")
+    if stat.S_IMODE(mode) & 0o077:
+        raise ConfigurationError(f"Others may read {path}, which is a secret.", hint=f"Run: chmod 600 {path}")

@@ -17,6 +17,8 @@ class Running:
     mesh_id: str
     api: str
     mesh: tuple[str, ...]
+    advertised: tuple[str, ...] = ()
+    """Where other machines reach `mesh`, as this node tells them."""
 
 
 @dataclass(frozen=True, kw_only=True)

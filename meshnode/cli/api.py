@@ -1,41 +1,61 @@
 """A client of the running node's HTTP API, found through the run file."""
 
-import http.client
+import os
+import shlex
 from pathlib import Path
 
-from meshnode.address import parse
-from meshnode.datadir import DataDir
-from meshnode.errors import ConfigurationError
+from meshnode import config
+from meshnode.address import Address, parse
+from meshnode.datadir import DataDir, RunFile
+from meshnode.errors import ConfigurationError, MeshnodeError
+from meshnode.names import printable
 
 TIMEOUT_S = 5.0
+"""Of connecting and of each wait for bytes: a node answers in milliseconds or is stuck."""
 
 
-class NotRunningError(Exception):
-    """No node answers for this data directory; the text says how to start one."""
+class NotRunning(Exception):
+    """No node answers for this data directory; the text says what to do."""
 
 
 def get(path: str, data_dir: Path) -> bytes:
-    """The body of an admin request. Raises NotRunningError, or ConfigurationError when the node refuses."""
-    run = DataDir.open(data_dir).read_run() if data_dir.exists() else None
+    """The body of an admin request. Raises NotRunning, or MeshnodeError when the node refuses."""
+    run = DataDir.open(data_dir).read_run() if os.path.isdir(data_dir) else None
     if run is None:
-        raise NotRunningError(f"No node runs on {data_dir}. Start it with: meshnode up{_flag(data_dir)}")
-    address = parse(run["api"], flag="api")
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
-    try:
-        connection.request("GET", path, headers={"Authorization": f"Bearer {run['secret']}"})
-        answer = connection.getresponse()
-        body = answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        why = f"The node with pid {run['pid']} does not answer on {address} ({error or type(error).__name__})."
-        raise NotRunningError(f"{why} See its log in {data_dir / 'logs'}.") from error
-    finally:
-        connection.close()
-    if answer.status != 200:
-        raise ConfigurationError(f"The node on {address} answered {answer.status}: {body[:300].decode(errors='replace')}")
+        start = f"meshnode up{data_dir_flag(data_dir)}"
+        raise NotRunning(f"Cannot reach meshnode: no node runs on {data_dir}. Start it with: {start}")
+    status, body = _ask(run, path, data_dir)
+    if status != 200:
+        said = printable(body.decode(errors="replace"), 300)
+        raise MeshnodeError(f"The node on {run.api} answered {status}: {said}")
     return body
 
 
-def _flag(data_dir: Path) -> str:
-    from meshnode import config
+def _ask(run: RunFile, path: str, data_dir: Path) -> tuple[int, bytes]:
+    import http.client
 
-    return "" if data_dir == config.data_dir({}, {}) else f" --data-dir {data_dir}"
+    address = _reachable(parse(run.api, flag="api"))
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", path, headers={"Authorization": f"Bearer {run.secret}"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        why = f"Cannot reach meshnode on {address}, though pid {run.pid} runs ({error or type(error).__name__})."
+        raise NotRunning(f"{why} See its log in {data_dir / 'logs'}") from error
+    finally:
+        connection.close()
+
+
+def _reachable(bound: Address) -> Address:
+    """Bound to every address means to loopback too."""
+    return Address("::1" if ":" in bound.host else "127.0.0.1", bound.port) if bound.is_wildcard else bound
+
+
+def data_dir_flag(data_dir: Path) -> str:
+    """What to add to a command about this directory: nothing when the command finds it by itself."""
+    try:
+        found = config.data_dir({}, os.environ)
+    except ConfigurationError:
+        found = None
+    return "" if data_dir == found else f" --data-dir {shlex.quote(str(data_dir))}"

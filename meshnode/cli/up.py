@@ -1,37 +1,34 @@
 """`meshnode up`: gather the node's inputs, run it, and tell the person in front of it what to do next."""
 
 import argparse
-import logging
 import os
+import socket
+import stat
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshnode import config
+from meshnode.cli import token as tokens
+from meshnode.cli.api import data_dir_flag
+from meshnode.cli.arguments import EVERY, add_options
 from meshnode.datadir import DataDir
 from meshnode.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from meshnode.config import Settings
     from meshnode.identity import Token
-    from meshnode.start import Running
+    from meshnode.start import Running, Start
 
 SUMMARY = "start a node in the foreground"
 EXAMPLE = "Example: meshnode up --model qwen=~/models/qwen3-8b.gguf --peer 192.168.1.7"
+_TOKEN_LIMIT = 4096
+"""Characters read of a token file: enough for a token, too few for a wrong file to hurt."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    for option in (*config.OPTIONS, config.CONFIG):
-        match option.kind:
-            case config.Kind.SWITCH:
-                constant = option.key != "worker"
-                parser.add_argument(option.flag, dest=option.key, action="store_const", const=constant, help=option.doc)
-            case config.Kind.LIST:
-                parser.add_argument(option.flag, dest=option.key, action="append", metavar=option.metavar, help=option.doc)
-            case config.Kind.NUMBER:
-                parser.add_argument(option.flag, dest=option.key, type=int, metavar=option.metavar, help=option.doc)
-            case config.Kind.TEXT:
-                parser.add_argument(option.flag, dest=option.key, metavar=option.metavar, help=option.doc)
+    add_options(parser, EVERY)
     parser.add_argument("--json", action="store_true", help="print the first lines as one JSON object")
     parser.set_defaults(run=run)
 
@@ -42,22 +39,27 @@ def run(arguments: argparse.Namespace) -> int:
     data_dir.lock()
     from meshnode import logs
 
-    log_file = logs.configure(level=settings.log_level, style=settings.log_format, directory=data_dir.subdirectory("logs"))
-    for line in config.unknown_variables(os.environ):
-        logging.getLogger("meshnode.config").warning(line)
-    token, is_new = _token(data_dir, settings.token_file)
-    announce = partial(_announce, is_new=is_new, log_file=log_file, data_dir=data_dir.path, as_json=arguments.json)
+    logging_to = logs.logging_to(data_dir.subdirectory("logs"), level=settings.log_level, style=settings.log_format)
+    with logging_to as log_file:
+        for line in config.unknown_variables(os.environ):
+            _warn(line)
+        token, is_new = _token(data_dir, settings.token_file)
+        announce = partial(_announce, settings=settings, log_file=log_file, is_new=is_new, as_json=arguments.json)
+        from meshnode.start import Start
 
+        _run_node(Start(settings=settings, data_dir=data_dir, token=token, announce=announce))
+    return 0
+
+
+def _run_node(start: "Start") -> None:
     import trio
 
     from meshnode import node
-    from meshnode.start import Start
 
     try:
-        trio.run(node.run, Start(settings=settings, data_dir=data_dir, token=token, announce=announce))
+        trio.run(node.run, start)
     except* (ConfigurationError, KeyboardInterrupt) as group:
         _raise_first(group)
-    return 0
 
 
 def _raise_first(group: BaseExceptionGroup[BaseException]) -> None:
@@ -68,51 +70,94 @@ def _raise_first(group: BaseExceptionGroup[BaseException]) -> None:
     raise error from None
 
 
-def _token(data_dir: DataDir, token_file: Path | None) -> tuple["Token", bool]:
+def _warn(line: str, *arguments: object) -> None:
+    import logging
+
+    logging.getLogger("meshnode.config").warning(line, *arguments)
+
+
+def _token(data_dir: DataDir, token_file: Path | None) -> "tuple[Token, bool]":
     """The mesh's token: a given one, which is kept, or the kept one, or on the first run a new one (then True)."""
-    from meshnode.identity import Token
-
-    secret = config.take_secret("MESHNODE_TOKEN")
-    given = token_file.read_text() if token_file else secret
-    stored = data_dir.read("token")
-    if given is not None:
-        token = Token.parse(given.strip())
-        if stored is None or stored.decode().strip() != token.text():
-            data_dir.write("token", f"{token.text()}\n".encode())
-            if stored is not None:
-                logging.getLogger("meshnode.config").warning("the token given replaces the one in %s", data_dir.path)
-        return token, False
-    if stored is not None:
-        return Token.parse(stored.decode().strip()), False
-    token = Token.new()
-    data_dir.write("token", f"{token.text()}\n".encode())
-    return token, True
+    given = _given_token(token_file)
+    if given is None:
+        kept = tokens.kept(data_dir)
+        return (kept, False) if kept else (tokens.keep_new(data_dir), True)
+    _keep_given(data_dir, given)
+    return given, False
 
 
-def _announce(running: "Running", *, is_new: bool, log_file: Path, data_dir: Path, as_json: bool) -> None:
+def _given_token(token_file: Path | None) -> "Token | None":
+    """From the file or the variable. Neither wins over the other: a node in the wrong mesh is worse than one that asks."""
+    variable = config.take_token()
+    from_variable = tokens.parsed(variable, config.TOKEN_VARIABLE) if variable else None
+    from_file = tokens.parsed(_read(token_file), f"--token-file {token_file}") if token_file else None
+    if from_variable and from_file and from_variable != from_file:
+        raise ConfigurationError(f"--token-file and {config.TOKEN_VARIABLE} hold different tokens.", hint="Give one of them.")
+    return from_variable or from_file
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(_TOKEN_LIMIT)
+    except OSError as error:
+        raise ConfigurationError(f"--token-file {path}: {error.strerror}.", hint="Check the file.") from error
+    if stat.S_ISREG(mode) and mode & 0o077:
+        _warn("others may read %s, which holds the mesh's token; to change that: chmod 600 %s", path, path)
+    return text
+
+
+def _keep_given(data_dir: DataDir, given: "Token") -> None:
+    try:
+        before = tokens.kept(data_dir)
+    except ConfigurationError as error:
+        _warn("%s It is replaced by the token given.", error.message)
+        before = None
+    if before == given:
+        return
+    if before is not None:
+        _warn("the token given replaces the one in %s: this node changes its mesh", data_dir.path)
+    tokens.keep(data_dir, given)
+
+
+def _announce(running: "Running", *, settings: "Settings", log_file: Path, is_new: bool, as_json: bool) -> None:
     if as_json:
         import json
         from dataclasses import asdict
 
-        print(json.dumps({**asdict(running), "data_dir": str(data_dir), "log": str(log_file), "new_mesh": is_new}), flush=True)
+        facts = {"models": _models(settings), "data_dir": str(settings.data_dir), "log": str(log_file), "new_mesh": is_new}
+        print(json.dumps({**asdict(running), **facts}), flush=True)
         return
     print(f"meshnode {running.name} ({running.node_id[:8]}) is up")
-    print(f"  mesh   {running.mesh_id}{' (new)' if is_new else ''}, other nodes reach it at {', '.join(running.mesh)}")
-    print(f"  API    http://{running.api}/v1")
-    print(f"  data   {data_dir}")
-    print(f"  log    {log_file}")
-    if sys.stdout.isatty():
-        _print_next_machine(running, data_dir)
+    print(f"  mesh    {running.mesh_id}{' (new)' if is_new else ''}, port open on {', '.join(running.mesh) or 'no address'}")
+    print(f"  API     http://{running.api}/v1")
+    print(f"  models  {', '.join(_models(settings)) or 'none: this node only asks'}")
+    print(f"  data    {settings.data_dir}")
+    print(f"  log     {log_file}")
+    if sys.stdout.isatty() and running.mesh:
+        _print_next_machine(running, data_dir_flag(settings.data_dir))
     sys.stdout.flush()
 
 
-def _print_next_machine(running: "Running", data_dir: Path) -> None:
-    from meshnode.address import MESH_PORT, parse
+def _models(settings: "Settings") -> list[str]:
+    if not settings.worker:
+        return []
+    return [name for name, _ in settings.model] or ["demo"]
 
-    port = parse(running.mesh[0], flag="--mesh").port
-    here = parse(running.mesh[0], flag="--mesh").host
-    peer = here if port == MESH_PORT else f"{here}:{port}"
-    where = "" if data_dir == config.data_dir({}, {}) else f" --data-dir {data_dir}"
-    print("\nOn the next machine, with this mesh's token in a file (here: meshnode token" + where + "):")
-    print(f"  meshnode up --peer {peer} --token-file FILE")
-    print("See the mesh: meshnode status" + where)
+
+def _print_next_machine(running: "Running", flag: str) -> None:
+    """The token is a secret: the command that prints it is shown, and not the token."""
+    print(f"\nOn the next machine, with this mesh's token (here: meshnode token{flag}) in the file mesh-token:")
+    print(f"  meshnode up --token-file mesh-token --peer {_peer(running)}")
+    print(f"See the mesh: meshnode status{flag}")
+
+
+def _peer(running: "Running") -> str:
+    """What the next machine dials; this host's name, where it is known only that all its addresses will do."""
+    from meshnode.address import MESH_PORT, Address, parse
+
+    found = [parse(text, flag="--mesh") for text in running.advertised or running.mesh]
+    address = next((each for each in found if not each.is_loopback), found[0])
+    host = socket.gethostname() if address.is_wildcard else address.host
+    return host if address.port == MESH_PORT else str(Address(host, address.port))
