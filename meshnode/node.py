@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from meshnode import __version__, status
@@ -68,7 +69,8 @@ class Node:
         self._dispatcher = Dispatcher(me=me, members=self.members, backend_of=self._backend_of, rng=rng)
 
     def submit(self, request: Request) -> AbstractAsyncContextManager[Answer]:
-        return self._dispatcher.submit(request)
+        """A client's request: this node is its caller, until API keys tell more."""
+        return self._dispatcher.submit(msgspec.structs.replace(request, caller=short(self._me)))
 
     def serve_peer(self, request: Request, peer: NodeId) -> AbstractAsyncContextManager[Events]:
         return self._dispatcher.serve(request, peer)

@@ -125,9 +125,8 @@ def main() -> None:
         client = Node(base, "client", *flags)
         up = time.perf_counter()
         wait_for(lambda: "demo" in client.models())
-        print(
-            f"join by address              {time.perf_counter() - up:.2f} s with the API up, {client.since_start():.2f} s from start"
-        )
+        joined = time.perf_counter() - up
+        print(f"join by address              {joined:.2f} s with the API up, {client.since_start():.2f} s from start")
         here, there = Asker(holder), Asker(client)
         pairs = [(here.first_token_ms(8), there.first_token_ms(8)) for _ in range(rounds)]
         direct, through = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
