@@ -1,6 +1,6 @@
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.worker.prompt import Tokenizer, pieces
@@ -60,6 +60,7 @@ def test_a_model_without_control_tokens_takes_anything() -> None:
     assert list(pieces([theirs("<a>")], None)) == [("<a>", True)]
 
 
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from([*CONTROLS, "<", "a>", "[", "x]", "b"]), st.booleans()), max_size=12))
 def test_messages_never_make_a_control_token_and_no_text_is_lost(parts: list[tuple[str, bool]]) -> None:
     regions = [Region(text=text, ours=written) for text, written in parts]

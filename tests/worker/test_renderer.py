@@ -36,7 +36,7 @@ def test_a_conversation_is_rendered_in_a_process_of_its_own(rendering: Renderer)
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{% for %}", "Expected"),
+        pytest.param("{% for %}", "Expected", marks=pytest.mark.slow),
         ("{{ 'a' * 300000000 }}", r"uses \*"),
         pytest.param(BOMB, "MemoryError|ends the process|takes longer", marks=pytest.mark.slow),
     ],
@@ -46,6 +46,7 @@ def test_a_template_that_is_not_fit_is_refused_before_anybody_asks(rendering: Re
         rendering.compile(template, bos="", eos="")
 
 
+@pytest.mark.slow
 def test_a_template_that_never_ends_is_killed(rendering: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renderer, "LIMIT_S", 0.3)
 
@@ -53,6 +54,7 @@ def test_a_template_that_never_ends_is_killed(rendering: Renderer, monkeypatch: 
         rendering.compile(ENDLESS, bos="", eos="")
 
 
+@pytest.mark.slow
 def test_a_test_conversation_that_the_template_refuses_is_no_fault(rendering: Renderer) -> None:
     rendering.compile("{{ raise_exception('never') }}", bos="", eos="")
 

@@ -1,6 +1,6 @@
 """Text as it is shown while tokens come in: whole characters, no stop strings."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.worker.text import Text
@@ -51,6 +51,7 @@ def test_nothing_comes_after_a_stop() -> None:
     assert (text.push(b"c"), text.finish()) == ("", "")
 
 
+@settings(max_examples=50)
 @given(st.text(alphabet="ab€", max_size=30), st.lists(st.text(alphabet="ab€", min_size=1, max_size=4), max_size=3), st.data())
 def test_the_cut_does_not_depend_on_how_the_text_was_split(whole: str, stops: list[str], data: st.DataObject) -> None:
     encoded = whole.encode()

@@ -285,6 +285,7 @@ async def test_a_killed_child_fails_its_requests_and_comes_back(
     assert "Paris" in await answer(worker, ask())
 
 
+@pytest.mark.slow
 async def test_an_aborting_child_is_told_with_the_signal_and_starts_no_debugger(worker: Worker) -> None:
     async with worker.submit(ask(sampling=LONG)) as events:
         await anext(events)
@@ -323,7 +324,10 @@ async def test_a_child_that_dies_at_its_start_is_tried_again_ever_later(tmp_path
 
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [(lambda data: data[:-1000], "is truncated: it has"), (lambda _: b"PK" + b"\0" * 99, "is not a GGUF file")],
+    [
+        (lambda data: data[:-1000], "is truncated: it has"),
+        pytest.param(lambda _: b"PK" + b"\0" * 99, "is not a GGUF file", marks=pytest.mark.slow),
+    ],
 )
 async def test_a_bad_file_is_named_and_tried_again_when_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes], said: str
@@ -368,6 +372,18 @@ async def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         await wait_for(lambda: worker.state is State.FAILED)
 
         assert "nowhere.gguf" in worker.reason
+
+
+@pytest.mark.slow
+async def test_a_file_that_makes_llama_cpp_abort_costs_its_child_only(tmp_path: Path) -> None:
+    key = b"llama.block_count\x04\0\0\0"
+    path = tmp_path / "m.gguf"
+    path.write_bytes(DEMO.read_bytes().replace(key + b"\x05\0\0\0", key + b"\0\0\0\0"))
+    async with running(Worker("demo", path, cache_dir=tmp_path / "cache")) as worker:
+        await wait_for(lambda: worker.state is State.FAILED)
+
+        assert "killed by SIGABRT; its last words:" in worker.reason
+        assert "GGML_ASSERT" in worker.reason
 
 
 @pytest.mark.slow

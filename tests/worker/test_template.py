@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("jinja2")
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.inference import Message
@@ -115,6 +115,7 @@ def test_blocks_macros_and_loops_keep_the_marks() -> None:
     assert "".join(theirs(source, "xz")) == "xzxzxzXZ"
 
 
+@settings(max_examples=50)
 @given(st.lists(st.text(), min_size=1, max_size=4))
 def test_every_message_comes_out_marked_and_whole(texts: list[str]) -> None:
     template = Template("{% for m in messages %}[{{ m.content }}]{% endfor %}", bos="", eos="")

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.inference import Chunk, End, Finish, Message, Phase, Progress, Request, Usage
@@ -38,6 +38,7 @@ def test_a_step_comes_over_as_it_was() -> None:
     assert msgspec.msgpack.decode(body, type=ToParent) == step
 
 
+@settings(max_examples=50)
 @given(st.data())
 def test_frames_come_whole_however_the_bytes_are_split(data: st.DataObject) -> None:
     sent = [Submit(stream=1, request=REQUEST), Cancel(stream=1), Cancel(stream=2)]
