@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 from api.serving import CHAT, CLOSE, SECRET, STREAMED, FakeNode, app_of, get, in_memory, post, read_all, served
-from trio.testing import MockClock
+from trio.testing import MockClock, lockstep_stream_pair
 
 from meshnode.api import auth
 from meshnode.api.app import App
+from meshnode.api.connection import Connection, Idle
 from meshnode.api.http import Request, Response, header_text
+from meshnode.api.limits import Limits
 from meshnode.errors import LinkLost, MeshnodeError, Unauthorized, WorkerFailed
 from meshnode.testing import FakeWorker
 
@@ -136,6 +138,23 @@ async def test_to_http_1_0_a_stream_is_sent_bare(autojump_clock: MockClock) -> N
 
     assert body.startswith(b"data: {")
     assert body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_flood_of_pipelined_bytes_is_not_read_into_memory(autojump_clock: MockClock) -> None:
+    """While an answer runs the server reads up to its limit and no further: over this stream a send waits for its reader."""
+    ours, theirs = lockstep_stream_pair()
+    connection = Connection(theirs, app_of(FakeWorker(delay=60)), limits=Limits(ahead_bytes=1000), idle=Idle())
+    sent = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.run)
+        await ours.send_all(post(CHAT))
+        with trio.move_on_after(5):
+            for _ in range(100):
+                await ours.send_all(b"x" * 100)
+                sent += 100
+        nursery.cancel_scope.cancel()
+
+    assert sent == 1000
 
 
 # Endpoints

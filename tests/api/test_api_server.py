@@ -15,6 +15,7 @@ from meshnode.testing import FakeWorker
 
 SHORT = Limits(header_s=0.15, body_s=0.15, idle_s=0.15, write_s=0.3, refuse_s=0.3, grace_s=0.2, body_bytes=1000)
 CHUNKED = b"Transfer-Encoding: chunked"
+WHOLE_CHUNK = CHUNKED + b"\r\nConnection: close\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(CHAT), CHAT)
 POST_HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
 
 CASES: dict[str, tuple[bytes, bytes]] = {
@@ -31,7 +32,7 @@ CASES: dict[str, tuple[bytes, bytes]] = {
     "a huge header in one line": (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 70_000, b"431"),
     "a huge header, complete": (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", b"431"),
     "a thousand headers": (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + b"X: 123456789\r\n" * 2000 + b"\r\n", b"431"),
-    "both lengths": (POST_HEAD + b"Content-Length: 5\r\n" + CHUNKED + b"\r\n\r\n0\r\n\r\n", b"400"),
+    "both lengths": (POST_HEAD + b"Content-Length: 5\r\n" + WHOLE_CHUNK, b"400"),
     "two lengths that differ": (POST_HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef", b"400"),
     "a negative length": (POST_HEAD + b"Content-Length: -5\r\n\r\n", b"400"),
     "a length that is no number": (POST_HEAD + b"Content-Length: many\r\n\r\n", b"400"),
@@ -66,7 +67,7 @@ CASES: dict[str, tuple[bytes, bytes]] = {
     "IPv6 loopback": (get(b"/healthz", CLOSE, host=b"[::1]:4860"), b"200"),
     "a configured name": (get(b"/healthz", CLOSE, host=b"Box.Example:4860"), b"200"),
     "the node's name": (get(b"/healthz", CLOSE, host=b"entry"), b"200"),
-    "a chunked body": (POST_HEAD + CHUNKED + b"\r\nConnection: close\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(CHAT), CHAT), b"200"),
+    "a chunked body": (POST_HEAD + WHOLE_CHUNK, b"200"),
 }
 
 
@@ -132,19 +133,6 @@ async def test_a_request_pipelined_during_an_answer_is_answered_after_it() -> No
 
         assert rest.index(b"[DONE]") < rest.index(b'"ready"')
         assert worker.cancelled == 0
-
-
-async def test_a_flood_of_pipelined_bytes_is_not_read_into_memory() -> None:
-    """The server stops to read: the client's own send blocks at the sockets' buffers, far below what it wants to send."""
-    async with served(app_of(FakeWorker(delay=1.0)), Limits(ahead_bytes=1000)) as serving, await serving.connect() as stream:
-        await stream.send_all(post(CHAT))
-        sent = 0
-        with trio.move_on_after(0.3):
-            while True:
-                await stream.send_all(b"x" * 65536)
-                sent += 65536
-
-        assert sent < 64 * 1024 * 1024
 
 
 async def test_head_is_get_without_the_body() -> None:
@@ -242,7 +230,8 @@ async def test_a_stop_ends_idle_connections_at_once_and_lets_an_answer_end() -> 
             await read_until(busy, b'"content":"Hello"')
             serving.stopping.set()
 
-            assert await read_all(idle) == b""
+            with trio.fail_after(2):
+                assert await read_all(idle) == b""
             assert b"[DONE]" in await read_all(busy)
             await serving.stopped.wait()
             with pytest.raises(OSError, match="connect"):
