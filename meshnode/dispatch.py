@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 
 import msgspec
+import trio
 
 from meshnode.backend import Backend, Events
 from meshnode.errors import InternalError, ModelUnavailable, ServingError, WorkerCrashed, WorkerFailed
@@ -46,8 +47,8 @@ class Dispatcher:
     @asynccontextmanager
     async def submit(self, request: Request) -> AsyncIterator["Answer"]:
         """Answer `request` somewhere in the mesh. Raises as `routing.table.route`; leaving the block cancels the work."""
-        async with AsyncExitStack() as attempt:
-            answer = Answer(self, request, attempt)
+        async with AsyncExitStack() as attempts:
+            answer = Answer(self, request, attempts)
             await answer.start()
             yield answer
 
@@ -84,17 +85,20 @@ class Answer:
     `node`, `model` and `reason` are final once a Chunk has come, and until then name the attempt that is running.
     """
 
-    def __init__(self, dispatcher: Dispatcher, request: Request, attempt: AsyncExitStack) -> None:
+    def __init__(self, dispatcher: Dispatcher, request: Request, attempts: AsyncExitStack) -> None:
         self.node = ""
         self.model = request.model
         self.reason = ""
         self._dispatcher = dispatcher
         self._request = request
-        self._attempt_stack = attempt
+        self._attempts = attempts
         self._tried: frozenset[NodeId] = frozenset()
         self._source: Events | None = None
         self._begun = False
         self._failure: ServingError | None = None
+        """The last one."""
+        self._final: ServingError | None = None
+        """The one that ends the answer."""
 
     @property
     def events(self) -> Events:
@@ -111,14 +115,20 @@ class Answer:
             try:
                 batch = await anext(self._source)
             except ServingError as error:
-                await self._give_up(error)
+                self._give_up(error)
                 continue
             self._begun = self._begun or any(isinstance(event, Chunk) for event in batch)
             return batch
 
     async def start(self) -> None:
-        """Begin attempts until one is accepted; raises the last failure when nobody is left to ask."""
+        """Begin attempts until one is accepted; raises the last failure when nobody is left to ask.
+
+        May be cancelled and called again: what was decided is kept in `_final` and `_tried` before anything is waited for.
+        """
         while self._source is None:
+            if self._final:
+                raise self._final
+            await self._attempts.aclose()  # the one that failed, or was cut while it began
             candidate, reason = self._next_candidate()
             self._tried |= {candidate.node}
             self.node, self.model = candidate.node_name, candidate.model
@@ -126,15 +136,18 @@ class Answer:
             try:
                 await self._attempt(candidate)
             except ServingError as error:
-                await self._give_up(error)
+                self._give_up(error)
+            except trio.Cancelled:
+                self._tried -= {candidate.node}  # it was not given the time to answer
+                raise
 
     async def _attempt(self, candidate: Candidate) -> None:
-        backend = self._attempt_stack.enter_context(self._dispatcher.reserve(candidate))
+        backend = self._attempts.enter_context(self._dispatcher.reserve(candidate))
         if candidate.local:
             request = msgspec.structs.replace(self._request, model=candidate.model)
         else:
             request = msgspec.structs.replace(self._request, model=unambiguous(candidate), hops=1)
-        self._source = await self._attempt_stack.enter_async_context(backend.submit(request))
+        self._source = await self._attempts.enter_async_context(backend.submit(request))
 
     def _next_candidate(self) -> tuple[Candidate, str]:
         try:
@@ -156,15 +169,14 @@ class Answer:
         message = f"No node could answer (tried {len(self._tried)}): {failure.message}"
         return ModelUnavailable(message, hint=failure.hint, retry_after=RETRY_AFTER_S)
 
-    async def _give_up(self, error: ServingError) -> None:
-        """End the failed attempt; raise `error` when the answer may not move any more."""
+    def _give_up(self, error: ServingError) -> None:
+        """Decide, at once, whether the answer may still move to another node."""
         self._source = None
         self._failure = error
-        await self._attempt_stack.aclose()
         if self._begun or not error.retryable:
-            raise error
-        if isinstance(error, WorkerFailed):
+            self._final = error
+        elif isinstance(error, WorkerFailed):
             deaths = self._request.worker_deaths + 1
             self._request = msgspec.structs.replace(self._request, worker_deaths=deaths)
             if deaths >= MAX_WORKER_DEATHS:
-                raise WorkerCrashed(f"{deaths} workers failed under this request: {error.message}") from error
+                self._final = WorkerCrashed(f"{deaths} workers failed under this request: {error.message}")

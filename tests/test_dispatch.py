@@ -1,14 +1,15 @@
 """Failover, reservation and cancellation over fakes; the time is trio's, and never slept for real."""
 
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
-from meshnode.backend import Backend
+from meshnode.backend import Backend, Events
 from meshnode.dispatch import Answer, Dispatcher
 from meshnode.errors import (
     InvalidRequest,
@@ -184,3 +185,48 @@ async def test_a_cancelled_wait_loses_nothing(autojump_clock: MockClock) -> None
 
         assert scope.cancelled_caught
         assert await text_of(answer) == "one two"
+
+
+class SlowDoor(FakeWorker):
+    """Takes `door` seconds to begin and as long to end, as a backend over a slow connection may."""
+
+    door = 3.0
+
+    @asynccontextmanager
+    async def submit(self, request: Request) -> AsyncIterator[Events]:
+        await trio.sleep(self.door)
+        async with super().submit(request) as events:
+            yield events
+            await trio.sleep(self.door)
+
+
+async def collect_impatiently(answer: Answer, patience: float) -> str:
+    """Wait in slices of `patience` seconds, as the API does to send its keep-alive comments."""
+    text = ""
+    while True:
+        with trio.move_on_after(patience):
+            try:
+                batch = await anext(answer.events)
+            except StopAsyncIteration:
+                return text
+            text += "".join(event.text for event in batch if isinstance(event, Chunk))
+
+
+async def test_a_candidate_whose_beginning_was_cut_by_impatience_is_asked_again(autojump_clock: MockClock) -> None:
+    workers = {"entry": failing(lambda: LinkLost("gone")), "slow": SlowDoor(["fine"])}
+    async with dispatcher(workers).submit(ASK) as answer:
+        with trio.move_on_after(1):
+            await anext(answer.events)
+            await anext(answer.events)
+        assert await collect_impatiently(answer, 4) == "fine"
+
+
+async def test_a_decision_is_not_forgotten_when_the_wait_for_it_is_cut(autojump_clock: MockClock) -> None:
+    """The first holder fails after its first word and is slow to end; the second must not be asked, whoever waits how."""
+    first = SlowDoor(["Hello", " again"], fail_after=1, failure=lambda: LinkLost("gone"))
+    workers = {"entry": first, "other": FakeWorker(["Hello", " twice"])}
+    with pytest.raises(LinkLost):
+        async with dispatcher(workers).submit(ASK) as answer:
+            await collect_impatiently(answer, 3.5)
+
+    assert not workers["other"].requests
