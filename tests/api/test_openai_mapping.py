@@ -206,7 +206,7 @@ MESSAGES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(fields=st.dictionaries(st.sampled_from(NAMES), JSON), messages=MESSAGES | JSON)
 def test_any_json_is_a_request_that_can_cross_the_mesh_or_is_refused(fields: dict[str, Any], messages: Any) -> None:
     body = json.dumps({"model": "m", "messages": messages, **fields}).encode()
@@ -217,7 +217,7 @@ def test_any_json_is_a_request_that_can_cross_the_mesh_or_is_refused(fields: dic
         assert all(json.loads(text) for text in (request.tools, request.response_format.schema) if text is not None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_refused_in_words(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
