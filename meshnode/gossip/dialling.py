@@ -6,6 +6,7 @@ set) or in flight (`flying` set); the shell owns it while in flight and reports 
 """
 
 import random
+import re
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,11 +29,14 @@ DIALS_PER_HOST = 8
 MAX_PROVEN = 1024
 METADATA = frozenset({"169.254.169.254", "fd00:ec2::254"})
 
+_PLAIN = re.compile(r"[A-Za-z0-9._:\[\]%-]{1,128}", re.ASCII)
 Key = NodeId | str
 
 
 def read_addr(text: str) -> Address | None:
     """The address in `text`, which may be a stranger's; None if it is none."""
+    if not _PLAIN.fullmatch(text):
+        return None
     try:
         address = parse(text, flag="address")
     except ConfigurationError:
@@ -50,7 +54,8 @@ def dialable(text: str, listen: Iterable[str]) -> bool:
         ip = ip_address(address.host.partition("%")[0])
     except ValueError:
         return True
-    return not (ip.is_multicast or ip.is_unspecified or (ip.is_reserved and not ip.is_loopback) or address.host in METADATA)
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return not (ip.is_multicast or ip.is_unspecified or (ip.is_reserved and not ip.is_loopback) or str(ip) in METADATA)
 
 
 @dataclass

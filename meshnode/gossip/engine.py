@@ -34,10 +34,10 @@ from meshnode.gossip import limits, view
 from meshnode.gossip.dialling import Dialler
 from meshnode.gossip.effects import Close, Effect, LinkId, Notify
 from meshnode.gossip.knowledge import Knowledge
-from meshnode.gossip.link import Link
+from meshnode.gossip.link import SILENCE_S, SILENT_CLOSE_S, Link
 from meshnode.gossip.member import Member, Model
 from meshnode.gossip.overlay import MAX_NODES
-from meshnode.gossip.peer import SILENCE_S, Peer, surplus
+from meshnode.gossip.peer import Peer, surplus
 from meshnode.gossip.plan import MESH_FULL, Planner
 from meshnode.gossip.record import Record
 from meshnode.names import MeshId, NodeId, printable, short
@@ -48,8 +48,6 @@ RELAY_S = 0.1
 RELAY_JITTER_S = 0.1
 """Long enough to see that the other one has the news already: jitter above a LAN's round trip halves the copies."""
 REDIAL_S = 0.3
-SILENT_CLOSE_S = 10.0
-"""A peer that lost its power sends no FIN; closing is what makes us redial it. Above any stall that a busy machine survives."""
 SHORT_LIFE_S = 10.0
 MAX_LOADS = 64
 DUPLICATE, SILENT, LEAVING, FULL, NORMAL = 4410, 4408, 4411, 4412, 1000
@@ -226,12 +224,7 @@ class Engine:
         if self._leaving:
             return float("inf")
         times = [self._planner.due, self._dialler.next_at(), self._known.next_burial()]
-        for link in self._links.values():
-            if not link.closing:
-                times += [link.deadline(), link.heard_at + SILENT_CLOSE_S]
-        for peer in self._peers.values():
-            if peer.routable and peer.link:
-                times.append(peer.link.heard_at + SILENCE_S)
+        times += [link.deadline() for link in self._links.values() if not link.closing]
         return min((time for time in times if time is not None), default=float("inf"))
 
     def tick(self, *, now: float) -> None:
@@ -239,12 +232,9 @@ class Engine:
         if self._leaving:
             return
         for link in self._links.values():
-            link.advance(now)
-            if not link.closing and link.heard_at + SILENT_CLOSE_S <= now:
-                self._close(link, SILENT, f"no frame for {view.span(now - link.heard_at)}")
-        for node, peer in self._peers.items():
-            if peer.routable:
-                self._verdict(node, now)
+            if not link.closing and link.deadline() <= now:
+                link.advance(now)
+                self._listen(link, now)
         for node in self._known.bury(now=now):
             self._forget(node)
         if self._planner.due is not None and self._planner.due <= now:
@@ -327,9 +317,18 @@ class Engine:
             link.offer(node, at)
 
     def _seen(self, link: Link, peer: Peer, now: float) -> None:
-        link.heard_at = peer.last_seen = now
+        link.heard(now)
         link.advance(now)
+        peer.last_seen = now
         self._verdict(link.peer, now)
+
+    def _listen(self, link: Link, now: float) -> None:
+        """Notice a silence."""
+        if link.heard_at + SILENT_CLOSE_S <= now:
+            self._close(link, SILENT, f"no frame for {view.span(now - link.heard_at)}")
+        if link.heard_at + SILENCE_S <= now and not link.silent:
+            link.silent = True
+            self._verdict(link.peer, now)
 
     def _verdict(self, node: NodeId, now: float) -> None:
         """Make known whether `node` is routable, if that is not what was made known last."""

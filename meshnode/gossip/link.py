@@ -25,6 +25,10 @@ BATCH_S = 0.05
 """Changes within it share one DELTA; also the most that a change waits at its origin."""
 MAX_DELTA_BYTES = 16 * 1024
 """More would hold up what comes behind it for longer than 2 ms on 100 Mbit/s."""
+SILENCE_S = 3.0
+"""Three heartbeats: a lost segment is sent again within 1 s, so two in a row are needed to be wrong, and wrong is cheap here."""
+SILENT_CLOSE_S = 10.0
+"""A peer that lost its power sends no FIN; closing is what makes us redial it. Above any stall that a busy machine survives."""
 RTT_WEIGHT = 0.25
 FRAME_COST = 8
 """Bytes around the records of a DELTA, at most."""
@@ -61,6 +65,8 @@ class Link:
     bucket: Bucket
     next_ping: float
     closing: bool = False
+    silent: bool = False
+    """The silence was noticed."""
     rtt_ms: float | None = None
     _has: dict[NodeId, Stamp] = field(default_factory=dict)
     _lacks: dict[NodeId, None] = field(default_factory=dict)
@@ -83,11 +89,17 @@ class Link:
         return not self.closing and (self._leave is not None or self._pong is not None or self._ping or self._delta)
 
     def deadline(self) -> float:
-        """When a flag has to be set."""
-        return self.next_ping if self._delta_at is None else min(self.next_ping, self._delta_at)
+        """When a flag has to be set, or the silence becomes too long."""
+        silence_at = self.heard_at + (SILENT_CLOSE_S if self.silent else SILENCE_S)
+        deadline = min(self.next_ping, silence_at)
+        return deadline if self._delta_at is None else min(deadline, self._delta_at)
+
+    def heard(self, now: float) -> None:
+        """The peer sent something."""
+        self.heard_at, self.silent = now, False
 
     def advance(self, now: float) -> None:
-        """Set the flags that are due; afterwards the deadline is later than `now`."""
+        """Set the flags that are due."""
         if self.next_ping <= now:
             self._ping, self.next_ping = True, now + HEARTBEAT_S
         if self._delta_at is not None and self._delta_at <= now:

@@ -6,9 +6,6 @@ from meshnode.gossip.link import Link
 from meshnode.names import NodeId
 from meshnode.wire.messages import Hello, ModelState
 
-SILENCE_S = 3.0
-"""Three heartbeats: a lost segment is sent again within 1 s, so two in a row are needed to be wrong, and wrong is cheap here."""
-
 
 @dataclass
 class Peer:
@@ -28,7 +25,10 @@ class Peer:
     @property
     def link(self) -> Link | None:
         """The one to use: `surplus` has closed the others, or is about to."""
-        return next((link for link in self.links if not link.closing), None)
+        for link in self.links:
+            if not link.closing:
+                return link
+        return None
 
 
 def surplus(links: list[Link], *, me: NodeId, peer: NodeId) -> list[tuple[Link, str]]:

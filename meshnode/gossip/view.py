@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 from meshnode.errors import PeerError
 from meshnode.gossip.dialling import Attempt, read_addr
+from meshnode.gossip.link import SILENCE_S
 from meshnode.gossip.member import Member, Model, State
-from meshnode.gossip.peer import SILENCE_S, Peer
+from meshnode.gossip.peer import Peer
 from meshnode.gossip.record import Record
 from meshnode.names import is_name, printable, short
 from meshnode.wire.codec import decode_value, encode_value
