@@ -78,12 +78,13 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
+    schema: int = SCHEMA
     mesh: Mesh
     node: Node
     members: tuple[MemberLine, ...]
+    """This node first, then by name; those that left last."""
     health: tuple[str, ...]
     """What is not as it should be and what to do; empty when all is well."""
-    schema: int = SCHEMA
 
 
 def build(
@@ -97,13 +98,18 @@ def build(
     now: float,
 ) -> Report:
     """The report at `now` (the engine's clock, in seconds)."""
+    members = sorted(members, key=lambda member: (member.id != me, member.state is State.LEFT, member.name, member.id))
     lines = tuple(_member_line(member, me, now) for member in members)
     present = [member for member in members if member.state is not State.LEFT]
     return Report(
         mesh=Mesh(id=mesh_id, nodes=len(present)),
         node=node,
         members=lines,
-        health=(*_worker_health(workers), *_member_health(present, me), *_refusal_health(refusals)),
+        health=(
+            *_worker_health(workers),
+            *(line for member in present if member.id != me for line in _member_health(member, node.version)),
+            *_refusal_health(refusals),
+        ),
     )
 
 
@@ -113,16 +119,20 @@ def is_degraded(report: Report) -> bool:
 
 
 def render(report: Report) -> str:
-    """The table for people, one line a member, then a line of health for each thing that is wrong."""
+    """The table for people, one line a member, then a line of health for each thing that is wrong.
+
+    `report` may come from another process: whatever it says, it cannot write to the terminal.
+    """
     node = report.node
     heading = f"{node.name} ({node.id[:8]})  mesh {report.mesh.id}  API http://{node.api}  up {_age(node.uptime_s)}"
     rows = [_COLUMNS, *(_row(member, node.id) for member in report.members)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     health = [f"Health: {line}" for line in report.health] or ["Health: good"]
-    return "\n".join([heading, "", *table, "", *health])
+    return "\n".join(printable(line, _LINE_LIMIT) for line in [heading, "", *table, "", *health])
 
 
+_LINE_LIMIT = 4000
 _COLUMNS = ("NODE", "STATE", "ADDR", "RTT", "VERSION", "MODELS", "ACTIVE/SLOTS", "QUEUE", "TOK/S", "SEEN")
 
 
@@ -145,10 +155,13 @@ def _member_line(member: Member, me: NodeId, now: float) -> MemberLine:
 def _models(member: Member) -> tuple[ModelLine, ...]:
     """Those of the record, and those that only the heartbeat knows yet because they are still being loaded."""
     states = {(load.name, load.digest): load.state for load in member.load}
-    known = [ModelLine(name=m.name, digest=m.digest.hex(), state=states.get((m.name, m.digest), "ready")) for m in member.models]
+    recorded = [(model.name, model.digest, states.get((model.name, model.digest), "ready")) for model in member.models]
     names = {model.name for model in member.models}
-    unrecorded = [ModelLine(name=load.name, digest="", state=load.state) for load in member.load if load.name not in names]
-    return tuple(known + unrecorded)
+    others = [(load.name, load.digest, load.state) for load in member.load if load.name not in names]
+    return tuple(
+        ModelLine(name=printable(name, 128), digest=digest.hex(), state=printable(state, 128))
+        for name, digest, state in (*recorded, *others)
+    )
 
 
 def _load(states: Iterable[ModelState]) -> Load:
@@ -162,20 +175,30 @@ def _load(states: Iterable[ModelState]) -> Load:
 
 
 def _worker_health(workers: Iterable[Worker]) -> list[str]:
-    return [f"the worker for {worker.name} failed: {printable(worker.reason)}" for worker in workers if worker.state == "failed"]
-
-
-def _member_health(present: Iterable[Member], me: NodeId) -> list[str]:
     return [
-        f"{printable(member.name, 128) or short(member.id)} is not routable: {printable(member.reason)}"
-        for member in present
-        if not member.routable and member.id != me
+        f"the worker for {worker.name} failed: {printable(worker.reason).rstrip('.')}. "
+        "It starts again by itself, or when its file changes; the log says more."
+        for worker in workers
+        if worker.state == "failed"
     ]
+
+
+def _member_health(member: Member, own_version: str) -> list[str]:
+    """Of another member that did not leave. A mixed mesh works, but nobody should run one without knowing (design D25)."""
+    name, version = printable(member.name, 128) or short(member.id), printable(member.version, 64)
+    lines = []
+    if not member.routable:
+        reach = f" and that {printable(member.addr, 128)} can be reached from here" if member.addr else ""
+        lines.append(f"{name} is not routable: {printable(member.reason)}. Check that it runs{reach}.")
+    if version and version != own_version:
+        lines.append(f"{name} runs meshnode {version}, this node {own_version}. Update the older one.")
+    return lines
 
 
 def _refusal_health(refusals: Iterable[Refusal]) -> list[str]:
     return [
-        f"{printable(refusal.addr, 128)}: {printable(refusal.reason)} ({_times(refusal.count)}, last {_age(refusal.age_s)} ago)"
+        f"{printable(refusal.addr, 128)}: {printable(refusal.reason)} ({_times(refusal.count)}, last {_age(refusal.age_s)} ago). "
+        "Check that address, and that both ends have one token (meshnode token)."
         for refusal in refusals
         if refusal.age_s < REFUSAL_SHOWN_S
     ]
@@ -204,10 +227,8 @@ def _row(member: MemberLine, own_id: str) -> tuple[str, ...]:
 
 
 def _age(seconds: float) -> str:
-    """The two figures that people want: 3.4 s, 2 m, 5 h, 3 d."""
-    if seconds < 60:
+    """As exact as people want it: 3.4 s, 2 m, 5 h, 3 d, each full unit counted."""
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    raise AssertionError(seconds)
+    size, unit = next(((size, unit) for size, unit in ((86400, "d"), (3600, "h")) if seconds >= size), (60, "m"))
+    return f"{max(seconds, 60.0) // size:.0f} {unit}"

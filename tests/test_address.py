@@ -8,6 +8,7 @@ from meshnode.errors import ConfigurationError
 HOSTS = st.one_of(
     st.ip_addresses(v=4).map(str),
     st.ip_addresses(v=6).map(str),
+    st.just("fe80::1%eth0"),
     st.from_regex(r"[a-z][a-z0-9-]{0,20}(\.[a-z]{1,5})?", fullmatch=True),
 )
 
@@ -27,7 +28,7 @@ def test_any_text_is_an_address_or_an_error_that_names_the_flag(text: str) -> No
     except ConfigurationError as error:
         complaint = str(error)
 
-    assert address.host
+    assert parse(str(address), flag="--peer") == address
     assert 0 <= address.port <= 65535
     assert "--peer" in complaint
 
@@ -46,6 +47,15 @@ def test_a_missing_port_is_the_default_one() -> None:
         ("box:x", "a number"),
         ("box:70000", "a number"),
         ("http://box:1", "not a name"),
+        ("box:1:2", "not a name"),
+        ("[box]:1", "not a name"),
+        ("[::1", "not a name"),
+        ("[::1]4850", "not a name"),
+        ("[::1]:", "port is missing"),
+        ("[::1]:x", "a number"),
+        ("two words:1", "not a name"),
+        ("box:٤", "a number"),
+        (":1", "host is missing"),
     ],
 )
 def test_a_wrong_address_says_what_is_wrong(text: str, why: str) -> None:
@@ -58,3 +68,8 @@ def test_a_wrong_address_says_what_is_wrong(text: str, why: str) -> None:
 )
 def test_loopback_is_known(host: str, loopback: bool) -> None:
     assert Address(host, 1).is_loopback is loopback
+
+
+@pytest.mark.parametrize(("host", "wildcard"), [("0.0.0.0", True), ("::", True), ("127.0.0.1", False), ("box", False)])
+def test_every_address_of_a_machine_is_known(host: str, wildcard: bool) -> None:
+    assert Address(host, 1).is_wildcard is wildcard

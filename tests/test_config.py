@@ -1,10 +1,15 @@
+import ast
+import inspect
+import os
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from meshnode.address import Address
-from meshnode.config import CONFIG, OPTIONS, Settings, load, unknown_variables
+from meshnode.config import CONFIG, OPTIONS, Settings, data_dir, load, take_token, unknown_variables
 from meshnode.errors import ConfigurationError
 
 
@@ -62,7 +67,16 @@ def test_a_switch_in_the_environment_is_a_word(home: dict[str, str]) -> None:
         ("slots = 900", "--slots 900 is out of range"),
         ('log_level = "loud"', "Use one of: debug, info"),
         ('token_file = "/nonexistent/token"', "--token-file /nonexistent/token: there is no such file"),
+        ('token_file = "/"', "--token-file / is a directory"),
         ('model = ["a b=/dev/null"]', "'a b' cannot be a model's name"),
+        ('model = ["a/x.gguf=/dev/null", "a/x.gguf=/dev/zero"]', "two models are called 'a/x.gguf'"),
+        ('token = "mn1-secret"', "unknown key 'token'. Did you mean 'token_file'"),
+        ("log-level = 'info'", "unknown key 'log-level'. Did you mean 'log_level'"),
+        ("zzz = 1", "unknown key 'zzz'. Known are: advertise, api"),
+        ("context_length = 3", "--context-length 3 is out of range. Use 256 to"),
+        ("[mesh]\nport = 1", "mesh must be a list"),
+        ('peer = ["a:b"]', "--peer 'a:b' is no address"),
+        ('log_format = "xml"', "Use one of: text, json"),
         ('model = ["/nonexistent.gguf"]', "--model /nonexistent.gguf: there is no such file"),
         ('name = "two words"', "cannot be a node's name"),
         ('api = "0.0.0.0:4860"', "--insecure-api"),
@@ -72,6 +86,36 @@ def test_a_switch_in_the_environment_is_a_word(home: dict[str, str]) -> None:
 def test_a_wrong_file_says_what_and_what_to_do(home: dict[str, str], tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         load(file_with(tmp_path, text), home)
+
+
+def test_a_config_file_that_is_not_text_is_named(home: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+
+    with pytest.raises(ConfigurationError, match=f"{tmp_path / 'binary'} is not TOML"):
+        load({"config": str(tmp_path / "binary")}, home)
+
+
+def test_the_data_directory_of_the_config_file_is_found_by_every_command(home: dict[str, str], tmp_path: Path) -> None:
+    flags = file_with(tmp_path, f'data_dir = "{tmp_path}/elsewhere"')
+
+    assert data_dir(flags, home) == load(flags, home).data_dir == tmp_path / "elsewhere"
+    assert data_dir({}, home | {"MESHNODE_CONFIG": flags["config"]}) == tmp_path / "elsewhere"
+    assert data_dir(flags | {"data_dir": "/flag"}, home | {"MESHNODE_DATA_DIR": "/variable"}) == Path("/flag")
+
+
+def test_a_user_without_a_home_is_asked_for_a_data_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+
+    with pytest.raises(ConfigurationError, match="--data-dir"):
+        load({}, {})
+    assert load({"data_dir": "/given"}, {}).data_dir == Path("/given")
+
+
+def test_the_data_directory_of_a_mac_is_where_a_mac_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("HOME", "/Users/ann")
+
+    assert load({}, {}).data_dir == Path("/Users/ann/Library/Application Support/meshnode")
 
 
 def test_a_missing_file_is_named(home: dict[str, str]) -> None:
@@ -101,6 +145,34 @@ def test_a_variable_that_nothing_reads_is_reported_with_the_nearest() -> None:
     assert "MESHNODE_PEERS" in line
     assert "'MESHNODE_PEER'" in line
     assert unknown_variables({CONFIG.variable: "x"}) == []
+
+
+def test_the_name_of_the_host_is_made_fit(home: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Ann's Mac.local")
+    assert load({}, home).name == "Ann-s-Mac.local"
+
+    monkeypatch.setattr("socket.gethostname", lambda: "機械")
+    assert load({}, home).name == "node"
+
+
+def test_the_token_leaves_the_environment_when_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESHNODE_TOKEN", "secret")
+
+    assert take_token() == "secret"
+    assert "MESHNODE_TOKEN" not in os.environ
+    assert take_token() is None
+
+
+def test_every_setting_says_why_it_is_as_it_is() -> None:
+    """A line under each field, by which a newcomer can tell whether to change it."""
+    (body,) = (node.body for node in ast.walk(ast.parse(inspect.getsource(Settings))) if isinstance(node, ast.ClassDef))
+    explained = {
+        field.target.id
+        for field, line in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(line, ast.Expr)
+    }
+
+    assert explained == set(Settings.__struct_fields__)
 
 
 def test_every_setting_has_a_row_in_the_table() -> None:

@@ -1,6 +1,8 @@
 import json
+import re
 
 import msgspec
+import pytest
 
 from meshnode.gossip.member import Member, State
 from meshnode.status import Node, Refusal, Report, Worker, build, is_degraded, render
@@ -37,16 +39,48 @@ def test_the_table_for_people() -> None:
         "alpha*  alive                -                 -       -        demo    0/4           0      0      now\n"
         "beta    alive, not routable  192.168.1.7:4850  0.8 ms  0.1.0    qwen    0/4           0      0      3.4 s\n"
         "\n"
-        "Health: beta is not routable: link lost 3.4 s ago: connection reset"
+        "Health: beta is not routable: link lost 3.4 s ago: connection reset. "
+        "Check that it runs and that 192.168.1.7:4850 can be reached from here."
     )
+
+
+def test_the_table_of_a_busy_mesh() -> None:
+    loaded = msgspec.structs.replace(
+        LOST,
+        name="gamma",
+        routable=True,
+        reason="",
+        last_seen=99.9,
+        load=(ModelState("qwen", LOST.models[0].digest, "ready", active=3, slots=4, queued=2, tokens_per_s=41.6),),
+    )
+
+    assert render(report(loaded)).splitlines()[2:] == [
+        "NODE    STATE  ADDR              RTT     VERSION  MODELS  ACTIVE/SLOTS  QUEUE  TOK/S  SEEN",
+        "alpha*  alive  -                 -       -        demo    0/4           0      0      now",
+        "gamma   alive  192.168.1.7:4850  0.8 ms  0.1.0    qwen    3/4           2      42     0.1 s",
+        "",
+        "Health: good",
+    ]
+
+
+def test_this_node_comes_first_and_who_left_comes_last() -> None:
+    left = msgspec.structs.replace(fake_member("aaron"), state=State.LEFT)
+
+    assert [line.name for line in report(left, fake_member("zoe"), fake_member("bob")).members] == [
+        "alpha",
+        "bob",
+        "zoe",
+        "aaron",
+    ]
 
 
 def test_the_json_for_programs() -> None:
     decoded = json.loads(msgspec.json.encode(report(LOST)))
 
+    assert list(decoded) == ["schema", "mesh", "node", "members", "health"]
     assert decoded["schema"] == 1
     assert decoded["mesh"] == {"id": "ab12", "nodes": 2}
-    assert decoded["health"] == ["beta is not routable: link lost 3.4 s ago: connection reset"]
+    assert [line.partition(": ")[0] for line in decoded["health"]] == ["beta is not routable"]
     assert decoded["members"][1] == {
         "id": LOST.id.hex(),
         "name": "beta",
@@ -81,13 +115,30 @@ def test_a_failed_worker_is_a_fault_even_before_its_model_is_known() -> None:
     failed = report(workers=(Worker(name="qwen", state="failed", reason="the file is truncated"),))
 
     assert is_degraded(failed)
-    assert failed.health == ("the worker for qwen failed: the file is truncated",)
+    assert failed.health == (
+        "the worker for qwen failed: the file is truncated. "
+        "It starts again by itself, or when its file changes; the log says more.",
+    )
+
+
+def test_a_worker_that_loads_is_no_fault() -> None:
+    assert not is_degraded(report(workers=(Worker(name="qwen", state="loading", reason="loading, 3 %"),)))
+
+
+def test_a_member_of_another_version_is_a_fault_with_a_name() -> None:
+    newer = msgspec.structs.replace(fake_member("beta"), version="0.2.0")
+    unknown = msgspec.structs.replace(fake_member("gamma"), version="")
+
+    assert report(newer, unknown).health == ("beta runs meshnode 0.2.0, this node 0.1.0. Update the older one.",)
 
 
 def test_a_recent_refusal_is_a_fault_and_an_old_one_is_not() -> None:
     recent = Refusal(addr="10.0.0.9:1", reason="another mesh", age_s=61.0, count=3)
 
-    assert report(refusals=(recent,)).health == ("10.0.0.9:1: another mesh (3 times, last 1 m ago)",)
+    assert report(refusals=(recent,)).health == (
+        "10.0.0.9:1: another mesh (3 times, last 1 m ago). "
+        "Check that address, and that both ends have one token (meshnode token).",
+    )
     assert not is_degraded(report(refusals=(msgspec.structs.replace(recent, age_s=4000.0),)))
 
 
@@ -98,7 +149,40 @@ def test_a_model_that_is_still_loading_is_shown_as_such() -> None:
 
 
 def test_a_hostile_name_cannot_write_to_the_terminal() -> None:
-    evil = msgspec.structs.replace(LOST, name="\x1b[2J", reason="\x1b]0;title\x07\nHealth: good")
+    evil = msgspec.structs.replace(
+        LOST,
+        name="\x1b[2J",
+        reason="\x1b]0;title\x07\nHealth: good",
+        models=(msgspec.structs.replace(LOST.models[0], name="a\nb\u202e"),),
+        load=(ModelState("\x9b2J", b"", "x\ny"),),  # type: ignore[arg-type]  # no digest yet
+    )
 
-    assert "\x1b" not in render(report(evil))
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", render(report(evil)))
     assert render(report(evil)).count("\n") == render(report(LOST)).count("\n")
+
+
+def test_a_report_of_another_process_cannot_write_to_the_terminal_either() -> None:
+    forged = msgspec.structs.replace(report(), health=("all is\x1b[2J\nwell",))
+
+    assert render(forged).endswith("Health: all is [2J well")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (59.9, "59.9 s"),
+        (59.99, "1 m"),
+        (119, "1 m"),
+        (3599, "59 m"),
+        (3600, "1 h"),
+        (86399, "23 h"),
+        (90000, "1 d"),
+    ],
+)
+def test_an_age_never_says_more_than_has_passed(seconds: float, text: str) -> None:
+    seen = msgspec.structs.replace(fake_member("beta"), last_seen=-seconds)
+    everyone = (fake_member("alpha"), seen)
+    made = build(node=NODE, mesh_id="ab12", me=everyone[0].id, members=everyone, workers=(), refusals=(), now=0.0)
+
+    assert render(made).splitlines()[4].endswith(f"  {text}")

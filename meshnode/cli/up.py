@@ -1,10 +1,13 @@
 """`meshnode up`: gather the node's inputs, run it, and tell the person in front of it what to do next."""
 
 import argparse
+import json
 import os
 import socket
 import stat
 import sys
+from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,21 +126,24 @@ def _keep_given(data_dir: DataDir, given: "Token") -> None:
 
 def _announce(running: "Running", *, settings: "Settings", log_file: Path, is_new: bool, as_json: bool) -> None:
     if as_json:
-        import json
-        from dataclasses import asdict
-
         facts = {"models": _models(settings), "data_dir": str(settings.data_dir), "log": str(log_file), "new_mesh": is_new}
-        print(json.dumps({**asdict(running), **facts}), flush=True)
-        return
-    print(f"meshnode {running.name} ({running.node_id[:8]}) is up")
-    print(f"  mesh    {running.mesh_id}{' (new)' if is_new else ''}, port open on {', '.join(running.mesh) or 'no address'}")
-    print(f"  API     http://{running.api}/v1")
-    print(f"  models  {', '.join(_models(settings)) or 'none: this node only asks'}")
-    print(f"  data    {settings.data_dir}")
-    print(f"  log     {log_file}")
-    if sys.stdout.isatty() and running.mesh:
-        _print_next_machine(running, data_dir_flag(settings.data_dir))
-    sys.stdout.flush()
+        text = json.dumps({**asdict(running), **facts})
+    else:
+        next_machine = _next_machine(running, settings) if sys.stdout.isatty() else []
+        text = "\n".join([*_banner(running, settings, log_file, is_new=is_new), *next_machine])
+    with suppress(BrokenPipeError):  # who started us reads no more; the node goes on
+        print(text, flush=True)
+
+
+def _banner(running: "Running", settings: "Settings", log_file: Path, *, is_new: bool) -> list[str]:
+    return [
+        f"meshnode {running.name} ({running.node_id[:8]}) is up",
+        f"  mesh    {running.mesh_id}{' (new)' if is_new else ''}, port open on {', '.join(running.mesh) or 'no address'}",
+        f"  API     http://{running.api}/v1",
+        f"  models  {', '.join(_models(settings)) or 'none: this node only asks'}",
+        f"  data    {settings.data_dir}",
+        f"  log     {log_file}",
+    ]
 
 
 def _models(settings: "Settings") -> list[str]:
@@ -146,11 +152,14 @@ def _models(settings: "Settings") -> list[str]:
     return [name for name, _ in settings.model] or ["demo"]
 
 
-def _print_next_machine(running: "Running", flag: str) -> None:
+def _next_machine(running: "Running", settings: "Settings") -> list[str]:
     """The token is a secret: the command that prints it is shown, and not the token."""
-    print(f"\nOn the next machine, with this mesh's token (here: meshnode token{flag}) in the file mesh-token:")
-    print(f"  meshnode up --token-file mesh-token --peer {_peer(running)}")
-    print(f"See the mesh: meshnode status{flag}")
+    flag = data_dir_flag(settings.data_dir)
+    join = [
+        f"On the next machine, with this mesh's token (here: meshnode token{flag}) in the file mesh-token:",
+        f"  meshnode up --token-file mesh-token --peer {_peer(running)}",
+    ]
+    return ["", *(join if running.mesh else []), f"See the mesh: meshnode status{flag}"]
 
 
 def _peer(running: "Running") -> str:
