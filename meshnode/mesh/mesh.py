@@ -200,9 +200,9 @@ class Mesh:
         while True:
             with trio.move_on_at(self._engine.next_deadline()):
                 await self._touched.wait()
-            self._touched = trio.Event()
             self._engine.tick(now=trio.current_time())
             self._touch()
+            self._touched = trio.Event()  # after our own touch, which must not wake us again
             await trio.sleep(_REST_S)
 
     async def _accept(self, stream: trio.SocketStream) -> None:
