@@ -69,8 +69,8 @@ class Link:
     """The silence was noticed."""
     rtt_ms: float | None = None
     _has: dict[NodeId, Stamp] = field(default_factory=dict)
-    _lacks: dict[NodeId, None] = field(default_factory=dict)
-    """Origins of which the peer may lack something, in the order in which that was noticed."""
+    _lacks: dict[NodeId, float] = field(default_factory=dict)
+    """Origins of which the peer may lack something, and from when on to tell it."""
     _leave: int | None = None
     _pong: int | None = None
     _ping: bool = False
@@ -109,8 +109,8 @@ class Link:
         """The record of `origin` is news that the peer may lack: tell it from `at` on, in the next batch."""
         if origin == self.peer:
             return
-        self._lacks[origin] = None
         at = max(at, self._last_delta + BATCH_S)
+        self._lacks[origin] = min(at, self._lacks.get(origin, at))
         self._delta_at = at if self._delta_at is None else min(at, self._delta_at)
 
     def told(self, delta: RecordDelta) -> None:
@@ -175,7 +175,7 @@ class Link:
     def _next_delta(self, record: Lookup, now: float, room: int) -> bytes | None:
         deltas: list[RecordDelta] = []
         room -= FRAME_COST
-        for origin in list(self._lacks):
+        for origin in [origin for origin, at in self._lacks.items() if at <= now]:
             known, news = self._has.get(origin), record(origin)
             if news is None or news.version == 0 or (known is not None and news.stamp <= known):
                 del self._lacks[origin]
@@ -188,7 +188,8 @@ class Link:
             self._has[origin] = claim(delta)
             if delta.to_version == news.version:
                 del self._lacks[origin]
-        self._delta = bool(self._lacks)
+        self._delta = any(at <= now for at in self._lacks.values())
+        self._delta_at = min((at for at in self._lacks.values() if at > now), default=None)
         if not deltas:
             return None
         self._last_delta = now

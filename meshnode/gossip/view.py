@@ -63,8 +63,8 @@ def _text(record: Record, key: str) -> str | None:
 
 
 def name(record: Record, peer: Peer) -> str:
-    text = _text(record, NAME) or (peer.hello.name if peer.hello else "")
-    return text if is_name(text) else short(record.origin)
+    said = (_text(record, NAME) or "", peer.hello.name if peer.hello else "")
+    return next(filter(is_name, said), short(record.origin))
 
 
 def version(record: Record, peer: Peer) -> str:
