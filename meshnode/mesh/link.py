@@ -8,7 +8,7 @@ The library has traps (each has a regression test in `tests/mesh/test_link.py`),
   which remembers why it ended and cuts the wait short.
 - A send that is cancelled leaves half a frame on the wire, and later sends vanish. So a send that does not complete, for whatever
   reason, drops the stream.
-- Its close waits for the peer. Ours waits a second, then drops the stream.
+- Its close waits for the peer, and its reader for whoever should take the messages. Ours waits a second, then drops both.
 - It bounds a message but not what comes between two messages (empty fragments, pings). `_Watched` does.
 """
 
@@ -116,28 +116,37 @@ class _Barrier:
     """Stands for the nursery that the library starts its reader in, so that the reader's exceptions end there."""
 
     def __init__(self, nursery: trio.Nursery, stream: _Watched) -> None:
+        self.stream = stream
         self._nursery = nursery
-        self._stream = stream
+        self._scope = trio.CancelScope()
 
     def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
         self._nursery.start_soon(self._guard, reader)
 
     async def _guard(self, reader: Callable[[], Awaitable[None]]) -> None:
         try:
-            await reader()
+            with self._scope:
+                await reader()
         except Exception as error:  # whatever a peer can make the library raise
             _log.debug("the WebSocket reader ended: %r", error)
-            self._stream.end(PeerError(NO_WEBSOCKET))
-            await trio.aclose_forcefully(self._stream)
+            self.stream.end(PeerError(NO_WEBSOCKET))
+            await trio.aclose_forcefully(self.stream)
+
+    async def drop(self, failure: BaseException | None) -> None:
+        """The reader may be waiting for someone to take its messages, so closing the stream is not enough to end it."""
+        self.stream.end(failure)
+        self._scope.cancel()
+        await trio.aclose_forcefully(self.stream)
 
 
 class Link:
     """An open WebSocket. One task may send, one may receive, any may close; errors are LinkLost or PeerError."""
 
-    def __init__(self, socket: WebSocketConnection, stream: _Watched, *, dialled: bool) -> None:
+    def __init__(self, socket: WebSocketConnection, barrier: _Barrier, *, dialled: bool) -> None:
         self.dialled = dialled
         self._socket = socket
-        self._stream = stream
+        self._barrier = barrier
+        self._stream = barrier.stream
 
     async def send(self, message: bytes) -> None:
         """Send one message, within 20 s. Unless this returns, the stream is dropped: half a message may be on the wire."""
@@ -147,7 +156,8 @@ class Link:
                 await self._socket.send_message(message)
             sent = True
         except trio.TooSlowError as error:
-            raise LinkLost(f"it took nothing for {STALL_S:.0f} s") from error
+            self._stream.end(LinkLost(f"it took nothing for {STALL_S:.0f} s"))
+            raise self._lost(error) from error
         except Exception as error:  # ConnectionClosed, and LocalProtocolError while closing
             raise self._lost(error) from error
         finally:
@@ -177,8 +187,7 @@ class Link:
 
     async def abort(self) -> None:
         """Drop the stream at once."""
-        self._stream.end(LinkLost("dropped"))
-        await trio.aclose_forcefully(self._stream)
+        await self._barrier.drop(LinkLost("dropped"))
 
     def _lost(self, error: Exception) -> Exception:
         """What the close frame says, or else what happened to the stream."""
@@ -191,35 +200,40 @@ class Link:
         return LinkLost(explain(failure or error, dialled=self.dialled))
 
 
-async def _opening(stream: _Watched, handshake: Callable[[], Awaitable[WebSocketConnection]], *, dialled: bool) -> Link:
+async def _opening(barrier: _Barrier, handshake: Callable[[], Awaitable[WebSocketConnection]], *, dialled: bool) -> Link:
     """Run the library's opening handshake until it is done or the stream ends, which the library would not notice."""
-    with trio.CancelScope() as scope:
-        stream.on_end = scope.cancel
-        socket = await handshake()
-        stream.on_end = lambda: None
-        return Link(socket, stream, dialled=dialled)
-    await trio.aclose_forcefully(stream)
-    raise LinkLost(explain(stream.failure, dialled=dialled)) from stream.failure
+    stream = barrier.stream
+    try:
+        with trio.CancelScope() as scope:
+            stream.on_end = scope.cancel
+            socket = await handshake()
+            stream.on_end = lambda: None
+            return Link(socket, barrier, dialled=dialled)
+    except BaseException:
+        await barrier.drop(None)
+        raise
+    failure = stream.failure
+    await barrier.drop(None)
+    raise LinkLost(explain(failure, dialled=dialled)) from failure
 
 
 async def open_link(nursery: trio.Nursery, stream: trio.abc.Stream) -> Link:
     """Ask for a WebSocket over `stream`. The library's reader runs in `nursery`, never failing it. Wants a deadline around it."""
-    watched = _Watched(stream)
-    barrier = cast(trio.Nursery, _Barrier(nursery, watched))
+    barrier = _Barrier(nursery, _Watched(stream))
 
     async def ask() -> WebSocketConnection:
-        return await wrap_client_stream(barrier, cast(trio.SocketStream, watched), "mesh", "/", **_LIMITS)
+        tasks, watched = cast(trio.Nursery, barrier), cast(trio.SocketStream, barrier.stream)
+        return await wrap_client_stream(tasks, watched, "mesh", "/", **_LIMITS)
 
-    return await _opening(watched, ask, dialled=True)
+    return await _opening(barrier, ask, dialled=True)
 
 
 async def accept_link(nursery: trio.Nursery, stream: trio.abc.Stream) -> Link:
     """Wait for the other end's `open_link`; as that in all else."""
-    watched = _Watched(stream)
-    barrier = cast(trio.Nursery, _Barrier(nursery, watched))
+    barrier = _Barrier(nursery, _Watched(stream))
 
     async def answer() -> WebSocketConnection:
-        request = await wrap_server_stream(barrier, watched, **_LIMITS)
+        request = await wrap_server_stream(cast(trio.Nursery, barrier), barrier.stream, **_LIMITS)
         return await request.accept()
 
-    return await _opening(watched, answer, dialled=False)
+    return await _opening(barrier, answer, dialled=False)

@@ -8,16 +8,13 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from mesh.harness import UPGRADE
 
 from meshnode.errors import LinkLost, PeerError
 from meshnode.mesh import link as link_module
 from meshnode.mesh.link import Link, accept_link, open_link
 from meshnode.wire.codec import MAX_MESSAGE
 
-UPGRADE = (
-    b"GET / HTTP/1.1\r\nHost: mesh\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
 PING = b"\x89\x80\x00\x00\x00\x00"
 """A masked, empty ping."""
 
@@ -191,6 +188,18 @@ async def test_pings_are_answered_while_nobody_takes_the_messages() -> None:
         await peer.send_all(b"\x82\x81\x00\x00\x00\x00x" + PING)
 
         assert await peer.receive_some() == b"\x8a\x00"
+
+
+async def test_a_link_ends_though_nobody_takes_its_messages() -> None:
+    """The library's reader waits for room in its queue, and would wait for ever."""
+    near, far = trio.testing.memory_stream_pair()
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            await far.send_all(UPGRADE)
+            link = await accept_link(nursery, near)
+            await far.send_all(b"\x82\x81\x00\x00\x00\x00x" * 40)
+            await trio.testing.wait_all_tasks_blocked()
+            await link.close(1001, "leaving")
 
 
 async def test_a_text_message_is_against_the_protocol() -> None:
