@@ -64,9 +64,9 @@ def test_the_official_client_is_answered_through_a_node_without_a_worker(pair: t
 
 def test_a_stream_through_a_peer_is_the_unstreamed_answer_in_pieces(pair: tuple[NodeProcess, NodeProcess]) -> None:
     _, asker = pair
-    whole = asker.client().chat.completions.create(model="demo", messages=STORY, temperature=0, max_tokens=60)
+    whole = asker.client().chat.completions.create(model="demo", messages=STORY, temperature=0, max_tokens=30)
     stream = asker.client().chat.completions.create(
-        model="demo", messages=STORY, temperature=0, max_tokens=60, stream=True, stream_options={"include_usage": True}
+        model="demo", messages=STORY, temperature=0, max_tokens=30, stream=True, stream_options={"include_usage": True}
     )
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -74,7 +74,7 @@ def test_a_stream_through_a_peer_is_the_unstreamed_answer_in_pieces(pair: tuple[
     assert text == whole.choices[0].message.content
     assert len(chunks) > 20
     assert chunks[-1].usage is not None
-    assert chunks[-1].usage.completion_tokens == 60
+    assert chunks[-1].usage.completion_tokens == 30
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
 
 
