@@ -56,6 +56,7 @@ def test_a_missing_port_is_the_default_one() -> None:
         ("two words:1", "not a name"),
         ("box:٤", "a number"),
         (":1", "host is missing"),
+        ("box%eth0:1", "not a name"),
     ],
 )
 def test_a_wrong_address_says_what_is_wrong(text: str, why: str) -> None:

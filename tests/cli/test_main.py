@@ -11,9 +11,10 @@ from meshnode.cli.main import main
 
 
 def run(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "meshnode", *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
-    )
+    """With standard output buffered, as it is for a user, whatever the environment of the tests says."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "meshnode", *arguments]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=environment)
 
 
 def test_a_configuration_error_is_one_line_and_exit_2(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def node_that_says(path: Path, body: bytes, *, host: str = "127.0.0.1") -> Itera
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            known = self.headers["Authorization"] == "Bearer hush" and self.path == "/mesh/v1/status"
+            asked = self.headers["Host"].startswith("127.0.0.1:") and self.path == "/mesh/v1/status"
+            known = asked and self.headers["Authorization"] == "Bearer hush"
             self.send_response(200 if known else 401)
             self.end_headers()
             self.wfile.write(body if known else b'{"error": "who\x1b are you?"}')
