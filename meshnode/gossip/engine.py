@@ -27,6 +27,7 @@ raises because of what a peer did.
 """
 
 import random
+from typing import assert_never
 
 from meshnode.errors import PeerError
 from meshnode.gossip import hello as greeting
@@ -48,7 +49,11 @@ RELAY_S = 0.1
 RELAY_JITTER_S = 0.1
 """Long enough to see that the other one has the news already: jitter above a LAN's round trip halves the copies."""
 REDIAL_S = 0.3
+"""Time for a restarted process to listen again. A guess."""
 SHORT_LIFE_S = 10.0
+"""A link that breaks earlier counts as a failed dial."""
+STALL_S = 2.0
+"""Later than any busy loop is, and below the three seconds after which we would call everyone silent."""
 MAX_LOADS = 64
 DUPLICATE, SILENT, LEAVING, FULL, NORMAL = 4410, 4408, 4411, 4412, 1000
 Loads = tuple[ModelState, ...]
@@ -231,6 +236,7 @@ class Engine:
         """Do what has become due; afterwards `next_deadline` is later than `now`."""
         if self._leaving:
             return
+        self._excuse(now - self.next_deadline())
         for link in self._links.values():
             if not link.closing and link.deadline() <= now:
                 link.advance(now)
@@ -269,6 +275,8 @@ class Engine:
                     raise PeerError(f"Leave: of epoch {message.epoch}, on a link of epoch {source.hello.epoch}")
                 self._known.mark_left(source.peer, now=now)
                 self._after_change(source.peer, True, source, now)
+            case _:
+                assert_never(message)
 
     def _learn(self, source: Link, delta: RecordDelta, now: float) -> None:
         own = delta.origin == source.peer
@@ -321,6 +329,12 @@ class Engine:
         link.advance(now)
         peer.last_seen = now
         self._verdict(link.peer, now)
+
+    def _excuse(self, late: float) -> None:
+        """If this tick is `late` because we were stopped, nobody was silent: what they sent meanwhile is still to be read."""
+        if late > STALL_S:
+            for link in self._links.values():
+                link.heard_at += late
 
     def _listen(self, link: Link, now: float) -> None:
         """Notice a silence."""
