@@ -28,7 +28,10 @@ MAX_WORKER_DEATHS = 2
 
 
 class Dispatcher:
-    """Runs requests on whichever backend shall answer them. `backend_of` may raise a ServingError for a peer just lost."""
+    """Runs requests on whichever backend shall answer them.
+
+    `backend_of` may raise a ServingError for a peer just lost; `on_change` hears when a request is over, for the load changed.
+    """
 
     def __init__(
         self,
@@ -36,11 +39,13 @@ class Dispatcher:
         me: NodeId,
         members: Callable[[], tuple[Member, ...]],
         backend_of: Callable[[Candidate], Backend],
+        on_change: Callable[[], None],
         rng: random.Random,
     ) -> None:
         self.me = me
         self._members = members
         self._backend_of = backend_of
+        self._on_change = on_change
         self._rng = rng
         self._in_flight: Counter[NodeId] = Counter()
 
@@ -77,6 +82,7 @@ class Dispatcher:
             yield self._backend_of(candidate)
         finally:
             self._in_flight[candidate.node] -= 1
+            self._on_change()
 
 
 class Answer:

@@ -66,7 +66,7 @@ class Node:
         self._advertised: dict[str, bytes] = {}
         self._changed = trio.Event()
         rng = random.Random()  # noqa: S311 - to draw a node, not a secret
-        self._dispatcher = Dispatcher(me=me, members=self.members, backend_of=self._backend_of, rng=rng)
+        self._dispatcher = Dispatcher(me=me, members=self.members, backend_of=self._backend_of, on_change=self.changed, rng=rng)
 
     def submit(self, request: Request) -> AbstractAsyncContextManager[Answer]:
         """A client's request: this node is its caller, until API keys tell more."""

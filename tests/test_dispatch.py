@@ -39,7 +39,13 @@ def dispatcher(
     def backend_of(candidate: Candidate) -> Backend:
         return workers[candidate.node_name]
 
-    return Dispatcher(me=everyone[0].id, members=members or (lambda: everyone), backend_of=backend_of, rng=random.Random(1))
+    return Dispatcher(
+        me=everyone[0].id,
+        members=members or (lambda: everyone),
+        backend_of=backend_of,
+        on_change=lambda: None,
+        rng=random.Random(1),
+    )
 
 
 def failing(failure: Callable[[], MeshnodeError], after: int = 0) -> FakeWorker:

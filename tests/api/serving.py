@@ -40,6 +40,7 @@ class FakeNode:
             me=self.members[0].id,
             members=lambda: self.members,
             backend_of=lambda candidate: workers[candidate.node_name],
+            on_change=lambda: None,
             rng=random.Random(1),
         )
 
