@@ -194,13 +194,14 @@ async def run(start: Start) -> None:
     identity = make_identity(start.token, _node_key(data_dir))
     api_listeners = await _open_api(settings.api)
     mesh_listeners = await open_mesh_listeners([str(address) for address in settings.mesh])
+    reachable_at = advertised(mesh_listeners, settings.advertise)
     engine = Engine(
         node=identity.node_id,
         mesh=identity.mesh_id,
         name=settings.name,
         version=__version__,
         epoch=data_dir.next_epoch(int(time.time() * 1000)),
-        listen=advertised(mesh_listeners, settings.advertise),
+        listen=reachable_at,
         seeds=tuple(str(peer) for peer in settings.peer),
         rng=random.Random(),  # noqa: S311 - for jitter, not for secrets
         now=trio.current_time(),
@@ -211,6 +212,7 @@ async def run(start: Start) -> None:
         mesh_id=identity.mesh_id.hex(),
         api=str(local_address(api_listeners[0])),
         mesh=tuple(str(local_address(listener)) for listener in mesh_listeners),
+        advertised=reachable_at,
     )
     node = Node(running, identity.node_id, engine, _workers(start))
     node.mesh = Mesh(identity=identity, engine=engine, listeners=mesh_listeners, serve=node.serve_peer, on_change=_log_change)
