@@ -17,8 +17,8 @@ from meshnode.wire.messages import ModelState
 class FakeWorker:
     """A Backend that says `words`, one a step, `delay` seconds apart, after `delay` seconds of prefill; then raises or ends.
 
-    After `fail_after` words it raises `failure()` (0: before the first). `requests`, `steps`, `finished` and `cancelled` tell what
-    happened to it.
+    After `fail_after` words it raises `failure()` (0: before the first). `requests`, `steps`, `finished` and `cancelled` tell
+    what happened to it.
     """
 
     def __init__(
