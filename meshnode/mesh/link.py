@@ -178,12 +178,13 @@ class Link:
     async def close(self, code: int, reason: str) -> None:
         """Say goodbye, wait for the answer a second at most, and be gone."""
         cut = reason.encode()[:_MAX_CLOSE_REASON].decode(errors="ignore")
-        with trio.move_on_after(CLOSE_S, shield=True):
-            try:
+        try:
+            with trio.move_on_after(CLOSE_S):
                 await self._socket.aclose(code, cut)
-            except Exception as error:  # the state is the library's; the stream is dropped anyway
-                _log.debug("closing a WebSocket: %r", error)
-        await self.abort()
+        except Exception as error:  # the library's state may be anything by now, and the stream is dropped in any case
+            _log.debug("closing a WebSocket: %r", error)
+        finally:
+            await self.abort()
 
     async def abort(self) -> None:
         """Drop the stream at once."""

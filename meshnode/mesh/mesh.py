@@ -9,7 +9,8 @@ the node goes on (design D3).
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import assert_never
@@ -18,7 +19,7 @@ import trio
 
 from meshnode.address import parse
 from meshnode.backend import Backend
-from meshnode.errors import LinkLost, PeerError
+from meshnode.errors import ConfigurationError, LinkLost, PeerError
 from meshnode.gossip.effects import Close, Dial, LinkId, Notify
 from meshnode.gossip.engine import Engine
 from meshnode.gossip.member import Member
@@ -41,8 +42,8 @@ MAX_DIALS = 16
 _REST_S = 0.01
 """Between two rounds of the pump."""
 _FLUSH_S = 1.0
-_GOODBYE_S = 2.5
-"""For the close handshakes of all links together; each is bounded by itself."""
+_GOODBYE_S = 1.5
+"""For the close handshakes of all links together, each of which is over after a second."""
 
 _log = logging.getLogger(__name__)
 _PeerFault = (PeerError, LinkLost, trio.TooSlowError, OSError)
@@ -96,6 +97,7 @@ class Mesh:
                 self._touch()
                 task_status.started()
         finally:
+            self._tasks = None
             for listener in self._listeners:
                 await trio.aclose_forcefully(listener)
 
@@ -192,9 +194,10 @@ class Mesh:
             case _:
                 assert_never(effect)
 
-    def _known_groups(self) -> set[str]:
-        hosts = (parse(member.addr, flag="address").host for member in self.members() if member.addr)
-        return {address_group(host) for host in hosts}
+    def _known_groups(self) -> Iterator[str]:
+        for member in self.members():
+            with suppress(ConfigurationError):  # what a node says of itself may be no address
+                yield address_group(parse(member.addr, flag="address").host)
 
     async def _pump(self) -> None:
         while True:
@@ -207,6 +210,9 @@ class Mesh:
 
     async def _accept(self, stream: trio.SocketStream) -> None:
         """One connection that came in, from its first byte to its last."""
+        if self._leaving:
+            await trio.aclose_forcefully(stream)
+            return
         host = "unknown"
         try:
             host, port = stream.socket.getpeername()[:2]

@@ -103,7 +103,7 @@ class Session:
                 await self._ending.wait()
                 with trio.move_on_after(CLOSE_S):
                     await self._written.wait()
-                await self._link.close(self._code, self.reason)
+                    await self._link.close(self._code, self.reason)
                 nursery.cancel_scope.cancel()
         finally:
             self.end(LEAVING, "the node stopped the link")

@@ -160,6 +160,7 @@ class Node:
     """A node's mesh with nothing else around it."""
 
     name: str
+    token: Token
     identity: Identity
     mesh: Mesh
     addr: str
@@ -190,9 +191,10 @@ async def start_node(
     seeds: Sequence[str] = (),
     worker: FakeWorker | None = None,
     key: bytes | None = None,
+    listen: str = "127.0.0.1:0",
 ) -> Node:
     identity = make_identity(token, key or new_node_key())
-    listeners = await open_mesh_listeners(["127.0.0.1:0"])
+    listeners = await open_mesh_listeners([listen])
     addr = str(local_address(listeners[0]))
     engine = Engine(
         node=identity.node_id,
@@ -214,7 +216,7 @@ async def start_node(
         on_change=changes.append,
     )
     await nursery.start(mesh.run)
-    return Node(name, identity, mesh, addr, changes)
+    return Node(name, token, identity, mesh, addr, changes)
 
 
 @asynccontextmanager

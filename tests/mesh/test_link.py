@@ -190,10 +190,10 @@ async def test_pings_are_answered_while_nobody_takes_the_messages() -> None:
         assert await peer.receive_some() == b"\x8a\x00"
 
 
-async def test_a_link_ends_though_nobody_takes_its_messages() -> None:
+async def test_a_link_ends_though_nobody_takes_its_messages(autojump_clock: trio.testing.MockClock) -> None:
     """The library's reader waits for room in its queue, and would wait for ever."""
     near, far = trio.testing.memory_stream_pair()
-    with trio.fail_after(1):
+    with trio.fail_after(1.5):
         async with trio.open_nursery() as nursery:
             await far.send_all(UPGRADE)
             link = await accept_link(nursery, near)
