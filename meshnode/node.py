@@ -246,7 +246,7 @@ async def _open_api(address: Address) -> list[trio.SocketListener]:
 
 
 def _log_change(change: Notify) -> None:
-    log.info("%s %s: %s", change.what, short(change.node), change.text)
+    log.log(logging.DEBUG if change.what == "changed" else logging.INFO, "%s: %s", change.what, change.text)
 
 
 async def _set_at_signal(stopping: trio.Event) -> None:

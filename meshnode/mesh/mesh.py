@@ -188,7 +188,6 @@ class Mesh:
                 if session := self._sessions.get(effect.link):
                     session.end(effect.code, effect.reason)
             case Notify():
-                _log.log(logging.DEBUG if effect.what == "changed" else logging.INFO, "%s: %s", effect.what, effect.text)
                 self._gate.known = frozenset(self._known_groups())
                 self._on_change(effect)
             case _:
