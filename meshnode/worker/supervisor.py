@@ -9,6 +9,7 @@ goes on.
 """
 
 import importlib.util
+import logging
 import math
 import os
 from collections.abc import AsyncIterator, Callable
@@ -38,6 +39,8 @@ DEFAULT_CONTEXT = 4096
 """Tokens of a slot, where the model was trained for as many. More costs memory whether it is used or not."""
 MAX_WAITING = 64
 """Requests beyond the slots that a child is given."""
+MAX_UNSENT = 64 * 1024 * 1024
+"""Bytes of requests that a busy child has not read yet. Their number is no bound: whoever leaves makes room for another."""
 BACKOFF_S = 1.0
 MAX_BACKOFF_S = 60.0
 GOOD_LIFE_S = 60.0
@@ -45,6 +48,7 @@ GOOD_LIFE_S = 60.0
 FILE_POLL_S = 2.0
 """How often a bad file is looked at again."""
 
+log = logging.getLogger(__name__)
 _NO_STEP = Step(events=())
 
 
@@ -131,7 +135,7 @@ class Worker:
     def _open(self, request: Request) -> tuple[int, Stream, Child]:
         if self.state is not State.READY or self._child is None:
             raise ModelUnavailable(f"{self.name} is {self.state} on this node: {self.reason}", retry_after=self._retry_after())
-        if len(self._streams) >= self._slots + MAX_WAITING:
+        if len(self._streams) >= self._slots + MAX_WAITING or self._child.unsent > MAX_UNSENT:
             raise Overloaded(f"{len(self._streams)} requests for {self.name} are open on this node.", retry_after=5)
         self._next_stream += 1
         try:
@@ -277,6 +281,8 @@ class Worker:
         # It may quote a file's name or what llama.cpp said of the file: hostile text (security rule 23), and not always UTF-8.
         self.state, self.reason = state, printable(reason.encode("utf-8", "replace").decode())
         if changed:
+            level = logging.WARNING if state is State.FAILED else logging.INFO
+            log.log(level, "%s is %s%s", self.name, state, f": {self.reason}" if self.reason else "")
             self._on_change()
 
 

@@ -367,11 +367,12 @@ async def test_a_child_that_cannot_be_started_is_a_failure_like_any_other(
         assert "cannot be started: No such file or directory" in worker.reason
 
 
-async def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_there_is_named_in_the_log_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(Worker("demo", tmp_path / "nowhere.gguf", cache_dir=tmp_path)) as worker:
         await wait_for(lambda: worker.state is State.FAILED)
 
         assert "nowhere.gguf" in worker.reason
+        assert ("WARNING", f"demo is failed: {worker.reason}") in [(each.levelname, each.getMessage()) for each in caplog.records]
 
 
 @pytest.mark.slow
