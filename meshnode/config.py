@@ -232,6 +232,10 @@ def _checked(values: Mapping[str, Any], environment: Mapping[str, str]) -> Setti
     if "api" in values:
         checked["api"] = parse(values["api"], flag="--api", default_port=API_PORT)
         _refuse_open_api(checked["api"], insecure=checked.get("insecure_api", False))
+    if "model" in checked and not checked.get("worker", True):
+        raise ConfigurationError(
+            "--model names what to serve, and --no-worker says to serve nothing.", hint="Leave out one of them."
+        )
     return Settings(**checked)
 
 

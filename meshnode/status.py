@@ -3,7 +3,7 @@
 The JSON form is an interface: fields are added, never renamed, and `schema` is raised when that is not enough.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -108,7 +108,7 @@ def build(
         health=(
             *_worker_health(workers),
             *(line for member in present if member.id != me for line in _member_health(member, node.version)),
-            *_refusal_health(refusals),
+            *_refusal_health(refusals, known={member.addr for member in present}),
         ),
     )
 
@@ -195,12 +195,13 @@ def _member_health(member: Member, own_version: str) -> list[str]:
     return lines
 
 
-def _refusal_health(refusals: Iterable[Refusal]) -> list[str]:
+def _refusal_health(refusals: Iterable[Refusal], *, known: Collection[str]) -> list[str]:
+    """Not for addresses of members: their own lines say why they are not routable."""
     return [
         f"{printable(refusal.addr, 128)}: {printable(refusal.reason)} ({_times(refusal.count)}, last {_age(refusal.age_s)} ago). "
         "Check that address, and that both ends have one token (meshnode token)."
         for refusal in refusals
-        if refusal.age_s < REFUSAL_SHOWN_S
+        if refusal.age_s < REFUSAL_SHOWN_S and refusal.addr not in known
     ]
 
 

@@ -128,6 +128,11 @@ def test_a_wrong_variable_is_named(home: dict[str, str]) -> None:
         load({}, home | {"MESHNODE_SLOTS": "many"})
 
 
+def test_models_to_serve_and_no_worker_to_serve_them_contradict(home: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match="--no-worker"):
+        load({"model": ["/dev/null"], "worker": False}, home)
+
+
 def test_an_open_api_needs_to_be_asked_for(home: dict[str, str]) -> None:
     assert load({"api": "0.0.0.0:1", "insecure_api": True}, home).api == Address("0.0.0.0", 1)
 

@@ -132,6 +132,12 @@ def test_a_member_of_another_version_is_a_fault_with_a_name() -> None:
     assert report(newer, unknown).health == ("beta runs meshnode 0.2.0, this node 0.1.0. Update the older one.",)
 
 
+def test_a_refusal_at_the_address_of_a_member_is_told_once_by_the_member() -> None:
+    refused = Refusal(addr=LOST.addr, reason="connection refused", age_s=1.0, count=3)
+
+    assert report(LOST, refusals=(refused,)).health == report(LOST).health
+
+
 def test_a_recent_refusal_is_a_fault_and_an_old_one_is_not() -> None:
     recent = Refusal(addr="10.0.0.9:1", reason="another mesh", age_s=61.0, count=3)
 

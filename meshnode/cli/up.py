@@ -136,11 +136,12 @@ def _announce(running: "Running", *, settings: "Settings", log_file: Path, is_ne
 
 
 def _banner(running: "Running", settings: "Settings", log_file: Path, *, is_new: bool) -> list[str]:
+    models = _models(settings)
     return [
         f"meshnode {running.name} ({running.node_id[:8]}) is up",
         f"  mesh    {running.mesh_id}{' (new)' if is_new else ''}, port open on {', '.join(running.mesh) or 'no address'}",
         f"  API     http://{running.api}/v1",
-        f"  models  {', '.join(_models(settings)) or 'none: this node only asks'}",
+        f"  models  {'loading ' + ', '.join(models) if models else 'none: this node only asks'}",
         f"  data    {settings.data_dir}",
         f"  log     {log_file}",
     ]

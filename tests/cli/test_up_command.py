@@ -66,7 +66,7 @@ def test_the_first_run_makes_a_mesh_and_says_so(path: Path, started: list[Start]
         "meshnode alpha (616c7068) is up\n"
         "  mesh    ab12 (new), port open on 0.0.0.0:4850, [::]:4850\n"
         "  API     http://127.0.0.1:4860/v1\n"
-        "  models  demo\n"
+        "  models  loading demo\n"
         f"  data    {path}\n"
         f"  log     {path}/logs/meshnode.log\n"
     )
@@ -90,7 +90,7 @@ def test_what_is_served_is_told(path: Path, started: list[Start], capsys: pytest
     main(["--no-worker", "--data-dir", str(path.parent / "other")])
 
     output = capsys.readouterr().out
-    assert "  models  some-model, b\n" in output
+    assert "  models  loading some-model, b\n" in output
     assert "  models  none: this node only asks\n" in output
 
 
