@@ -176,10 +176,13 @@ class Answer:
         return ModelUnavailable(message, hint=failure.hint, retry_after=RETRY_AFTER_S)
 
     def _give_up(self, error: ServingError) -> None:
-        """Decide, at once, whether the answer may still move to another node."""
+        """Decide, at once, whether the answer may still move to another node.
+
+        A peer's request may not, and the peer hears the very error: it counts the workers that died under its request.
+        """
         self._source = None
         self._failure = error
-        if self._begun or not error.retryable:
+        if self._begun or not error.retryable or self._request.hops:
             self._final = error
         elif isinstance(error, WorkerFailed):
             deaths = self._request.worker_deaths + 1

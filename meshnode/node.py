@@ -26,7 +26,7 @@ from meshnode.backend import Backend, Events
 from meshnode.bridges import registry
 from meshnode.datadir import DataDir
 from meshnode.dispatch import Answer, Dispatcher
-from meshnode.errors import ConfigurationError
+from meshnode.errors import ConfigurationError, ModelUnavailable
 from meshnode.gossip.effects import Notify
 from meshnode.gossip.engine import Engine
 from meshnode.gossip.member import Member, Model
@@ -36,7 +36,7 @@ from meshnode.mesh.addresses import advertised
 from meshnode.mesh.listen import local_address, open_mesh_listeners
 from meshnode.mesh.mesh import Mesh
 from meshnode.names import NodeId, short
-from meshnode.routing.table import Candidate, Listing, listings
+from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
 from meshnode.start import Running, Start
 from meshnode.wire.codec import encode_value
 from meshnode.wire.messages import ModelState
@@ -142,9 +142,11 @@ class Node:
         for worker in self._workers:
             if worker.model is not None and worker.model.digest == candidate.digest and worker.state is State.READY:
                 return worker
-        return next(
-            bridge.backend(candidate.model) for bridge in self._bridges if candidate.model in {m.name for m in bridge.models()}
-        )
+        for bridge in self._bridges:
+            if candidate.model in {model.name for model in bridge.models()}:
+                return bridge.backend(candidate.model)
+        # Our own load in the gossip is a moment old: the worker that it calls ready may have ended since.
+        raise ModelUnavailable(f"{candidate.model} has just stopped being served on this node.", retry_after=RETRY_AFTER_S)
 
     def _load(self) -> tuple[ModelState, ...]:
         return (*(worker.load() for worker in self._workers), *(state for bridge in self._bridges for state in bridge.load()))

@@ -127,6 +127,14 @@ async def test_a_request_under_which_two_workers_died_is_stopped() -> None:
     assert sorted(request.worker_deaths for worker in workers.values() for request in worker.requests) == [0, 1]
 
 
+async def test_a_peer_hears_of_the_worker_that_died_under_its_request() -> None:
+    """Else it would not count the death, and ask the next node and the next."""
+    serving = dispatcher({"a": failing(lambda: WorkerFailed("killed by signal 11"))}, me="a")
+    with pytest.raises(WorkerFailed, match="signal 11"):
+        async with serving.serve(ASK, fake_member("entry").id) as events:
+            assert [batch async for batch in events]
+
+
 async def test_a_holder_that_vanished_meanwhile_leaves_503() -> None:
     here = fake_member("entry")
     views = [(here, fake_member("a", "m")), (here, fake_member("a", "m", routable=False, reason="link lost"))]
