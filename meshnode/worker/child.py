@@ -42,9 +42,11 @@ class Child:
         self._errors = trio.lowlevel.FdStream(os.dup(self._process.stderr.fileno()))
         self._process.stderr.close()
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        # Without bound, since `send` may not wait; what is in it is bounded by the number of streams, which the caller limits.
+        # Without bound, since `send` may not wait; the caller sends no request while too much is `unsent`.
         self._outbox, self._unsent = trio.open_memory_channel[bytes](math.inf)
         self._last_words = bytearray()
+        self.unsent = 0
+        """Bytes that the socket has not taken yet."""
 
     @property
     def pid(self) -> int:
@@ -52,6 +54,7 @@ class Child:
 
     def send(self, data: bytes) -> None:
         """Have a frame written as soon as the socket takes it; to a child that is gone it is lost."""
+        self.unsent += len(data)
         self._outbox.send_nowait(data)
 
     async def run(self, hear: Callable[[ToParent], None]) -> str:
@@ -86,6 +89,7 @@ class Child:
         try:
             async for data in self._unsent:
                 await self._stream.send_all(data)
+                self.unsent -= len(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the reader sees the end too, and tells
 

@@ -1,8 +1,9 @@
 """The child process of one model: `python -m meshnode.worker.process FD PARENT_PID`.
 
 One thread, one loop: take the commands that have come (waiting for some only when there is nothing to do), run one engine step,
-send what it brought as one message. So a command takes effect before the next step. A request that fails, for whatever reason,
-fails alone; what fails for everybody ends the process, and the parent starts another.
+send what it brought as one message. So a cancel takes effect before the next step. Of new requests only one is prepared for each
+step, since rendering and tokenising a long one takes seconds, in which others may be cancelled: then nothing is done for them. A
+request that fails, for whatever reason, fails alone; what fails for everybody ends the process, and the parent starts another.
 """
 
 import os
@@ -13,7 +14,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 import msgspec
 
@@ -129,31 +130,42 @@ def _first(*values: Number | None) -> Number:
     return next(value for value in values if value is not None)
 
 
-def _take(command: ToChild, model: _Model) -> list[Happening]:
-    """Carry out a command; what it brings at once is the refusal of a request."""
-    match command:
-        case Cancel(stream=stream):
-            model.engine.cancel(stream)
-        case Submit(stream=stream, request=request):
-            try:
-                model.engine.submit(model.job(stream, request))
-            except MeshnodeError as error:
-                return [(stream, error)]
-            except Exception as error:
-                # Where it happened, without the message, which could quote the prompt.
-                print(type(error).__name__, *traceback.format_tb(error.__traceback__), sep="\n", file=sys.stderr)  # noqa: T201 - the parent reads it
-                return [(stream, InternalError(f"The worker failed on this request: {type(error).__name__}."))]
-        case Load():
-            raise AssertionError("a second LOAD")
+def _queue(commands: list[ToChild], waiting: dict[int, Submit], engine: Engine) -> None:
+    """Carry out what is cheap: requests join `waiting`, by stream, and cancelled ones leave it or the engine."""
+    for command in commands:
+        match command:
+            case Cancel(stream=stream):
+                if waiting.pop(stream, None) is None:
+                    engine.cancel(stream)
+            case Submit(stream=stream):
+                waiting[stream] = command
+            case Load():
+                raise AssertionError("a second LOAD")
+            case _:
+                assert_never(command)
+
+
+def _take(submit: Submit, model: _Model) -> list[Happening]:
+    """Prepare a request for the engine; what that brings at once is its refusal."""
+    try:
+        model.engine.submit(model.job(submit.stream, submit.request))
+    except MeshnodeError as error:
+        return [(submit.stream, error)]
+    except Exception as error:
+        # Where it happened, without the message, which could quote the prompt.
+        print(type(error).__name__, *traceback.format_tb(error.__traceback__), sep="\n", file=sys.stderr)  # noqa: T201 - the parent reads it
+        return [(submit.stream, InternalError(f"The worker failed on this request: {type(error).__name__}."))]
     return []
 
 
 def _serve(channel: _Channel, model: _Model) -> None:
     """Until the parent is gone."""
+    waiting: dict[int, Submit] = {}
     while True:
+        _queue(channel.commands(wait=not (model.engine.busy or waiting)), waiting, model.engine)
         happened: list[Happening] = []
-        for command in channel.commands(wait=not model.engine.busy):
-            happened += _take(command, model)
+        if waiting:
+            happened += _take(waiting.pop(next(iter(waiting))), model)
         if model.engine.busy:
             happened += model.engine.step()
         if happened:

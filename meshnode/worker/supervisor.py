@@ -39,6 +39,8 @@ DEFAULT_CONTEXT = 4096
 """Tokens of a slot, where the model was trained for as many. More costs memory whether it is used or not."""
 MAX_WAITING = 64
 """Requests beyond the slots that a child is given."""
+MAX_UNSENT = 64 * 1024 * 1024
+"""Bytes of requests that a busy child has not read yet. Their number is no bound: whoever leaves makes room for another."""
 BACKOFF_S = 1.0
 MAX_BACKOFF_S = 60.0
 GOOD_LIFE_S = 60.0
@@ -133,6 +135,8 @@ class Worker:
     def _open(self, request: Request) -> tuple[int, Stream, Child]:
         if self.state is not State.READY or self._child is None:
             raise ModelUnavailable(f"{self.name} is {self.state} on this node: {self.reason}", retry_after=self._retry_after())
+        if self._child.unsent > MAX_UNSENT:
+            raise Overloaded(f"The worker of {self.name} is behind with reading requests.", retry_after=5)
         if len(self._streams) >= self._slots + MAX_WAITING:
             raise Overloaded(f"{len(self._streams)} requests for {self.name} are open on this node.", retry_after=5)
         self._next_stream += 1

@@ -4,12 +4,16 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
+from typing import cast
+
 import msgspec
 
 from meshnode.errors import InvalidRequest, RequestError, Unsupported
 from meshnode.inference import Logprobs, Message, Request, ResponseFormat, Resume, Sampling
+from meshnode.worker.engine import Engine, Job, Runtime
 from meshnode.worker.gguf import Facts
-from meshnode.worker.process import check, sampler
+from meshnode.worker.process import _Channel, _Model, _serve, check, sampler
+from meshnode.worker.protocol import Cancel, Submit, ToChild
 
 PLAIN = Request(id="r", model="m", messages=(Message(role="user", content="Hi"),))
 FACTS = Facts(
@@ -80,3 +84,46 @@ def test_the_requests_wishes_come_before_the_files_and_the_files_before_ours() -
 def test_a_seed_is_kept_and_a_missing_one_is_drawn() -> None:
     assert sampler(Sampling(seed=5), FACTS).seed == 5
     assert sampler(Sampling(), FACTS).seed != sampler(Sampling(), FACTS).seed
+
+
+class OneSlot:
+    """As much of a runtime as an idle engine looks at."""
+
+    slots = 1
+    context_length = 8
+
+
+class CountingModel:
+    """Prepares nothing, but says for which streams it should have."""
+
+    def __init__(self) -> None:
+        self.prepared: list[int] = []
+        self.engine = Engine(cast(Runtime, OneSlot()), clock=lambda: 0.0)
+
+    def job(self, stream: int, request: Request) -> Job:
+        self.prepared.append(stream)
+        raise InvalidRequest("no more is wanted here")
+
+
+class Script:
+    """The parent's commands, a list for each time that the child looks."""
+
+    def __init__(self, *batches: list[ToChild]) -> None:
+        self._batches = list(batches)
+
+    def commands(self, *, wait: bool) -> list[ToChild]:
+        if not self._batches:
+            raise EOFError
+        return self._batches.pop(0)
+
+    def send(self, message: object) -> None:
+        pass
+
+
+def test_nothing_is_prepared_for_a_request_that_was_cancelled_while_others_were_prepared() -> None:
+    model = CountingModel()
+    script = Script([Submit(stream, PLAIN) for stream in (1, 2, 3)], [Cancel(2)], [], [])
+    with pytest.raises(EOFError):
+        _serve(cast(_Channel, script), cast(_Model, model))
+
+    assert model.prepared == [1, 3]

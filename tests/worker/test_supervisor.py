@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -262,6 +262,24 @@ async def test_more_requests_than_slots_wait_and_too_many_are_refused(tmp_path: 
         assert "Paris" in text
         assert worker.model is not None
         assert worker.model.context_length == 256
+
+
+async def test_requests_that_nobody_waits_for_do_not_pile_up_before_a_busy_child(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "MAX_UNSENT", 1_000_000)
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    for _ in range(10):
+        with suppress(Overloaded):
+            async with worker.submit(ask("x" * 300_000)):
+                pass
+    with pytest.raises(Overloaded, match="behind"):
+        await answer(worker, ask())
+
+    os.kill(worker.pid, signal.SIGCONT)
+    await wait_for(lambda: worker._child is not None and worker._child.unsent == 0)
+    assert await answer(worker, ask())
 
 
 async def test_a_killed_child_fails_its_requests_and_comes_back(
