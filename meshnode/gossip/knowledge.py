@@ -17,7 +17,7 @@ import msgspec
 
 from meshnode.errors import PeerError
 from meshnode.gossip import limits
-from meshnode.gossip.record import Record, apply, check, write
+from meshnode.gossip.record import Gap, Record, apply, check, write
 from meshnode.names import NodeId
 from meshnode.wire.messages import RecordDelta
 
@@ -113,7 +113,10 @@ class Knowledge:
         if belief is None:
             return self._first_word(delta, now)
         if linked:
-            heard = apply(belief.heard or belief.record, delta)
+            try:
+                heard = apply(belief.heard or belief.record, delta)
+            except Gap:  # the node's new life may be known to the teller before its own first word is here
+                return False
             belief.heard = heard if heard.stamp > belief.record.stamp and not limits.fault(heard) else None
             return False
         changed = self._commit(belief, apply(belief.record, delta), now)

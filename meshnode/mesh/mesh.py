@@ -41,6 +41,8 @@ MAX_DIALS = 16
 """At once. The engine limits how many in a minute."""
 _REST_S = 0.01
 """Between two rounds of the pump."""
+_KNOWN_FOR_S = 1.0
+"""At least between two looks at all members for the gate."""
 _FLUSH_S = 1.0
 _GOODBYE_S = 1.5
 """For the close handshakes of all links together, each of which is over after a second."""
@@ -86,6 +88,8 @@ class Mesh:
         self._touched = trio.Event()
         self._leaving = False
         self._load: Loads = ()
+        self._members_changed = False
+        self._known_at = float("-inf")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Accept, dial and gossip until cancelled. `leave` first for an orderly stop."""
@@ -188,10 +192,17 @@ class Mesh:
                 if session := self._sessions.get(effect.link):
                     session.end(effect.code, effect.reason)
             case Notify():
-                self._gate.known = frozenset(self._known_groups())
+                self._members_changed = True
                 self._on_change(effect)
             case _:
                 assert_never(effect)
+
+    def _let_members_in(self, now: float) -> None:
+        """Keep the gate's addresses of members current, when a connection comes: a burst of news may tell of a thousand nodes,
+        and looking at all of them for each takes half a minute."""
+        if self._members_changed and now >= self._known_at + _KNOWN_FOR_S:
+            self._members_changed, self._known_at = False, now
+            self._gate.known = frozenset(self._known_groups())
 
     def _known_groups(self) -> Iterator[str]:
         for member in self.members():
@@ -216,6 +227,7 @@ class Mesh:
         try:
             host, port = stream.socket.getpeername()[:2]
             tune(stream)
+            self._let_members_in(trio.current_time())
             async with trio.open_nursery() as nursery:
                 with self._gate.slot(host, trio.current_time()), trio.fail_after(HANDSHAKE_S):
                     judge = partial(self._judge, None)

@@ -16,6 +16,8 @@ from meshnode.gossip.member import Member, Model, State
 from meshnode.names import ModelDigest, NodeId, printable, short
 from meshnode.wire.messages import ModelState
 
+MAX_COMPARED = 1000
+"""Names that a wrong one is compared with: 10 us each on the event loop, and members can tell of a million."""
 RETRY_AFTER_S = 5.0
 """A node that restarts is back within seconds: a guess, in the range 1 to 120 that the official clients honour."""
 
@@ -185,7 +187,7 @@ def _unknown(wanted: str, name: str, holdings: list[Holding], members: tuple[Mem
         states = ", ".join(f"{member.name}: {load.state}" for member, load in waiting)
         return ModelUnavailable(f"The model `{printable(wanted, 128)}` is not ready ({states}).", retry_after=RETRY_AFTER_S)
     known = sorted({each for _, model in holdings for each in (model.name, *model.aliases)})
-    near = get_close_matches(name, known, n=3, cutoff=0.4) or known[:5]
+    near = get_close_matches(name, known[:MAX_COMPARED], n=3, cutoff=0.4) or known[:5]
     hint = f"Nearest: {', '.join(near)}." if near else "No node of the mesh has a model yet; see `meshnode status`."
     return ModelNotFound(
         f"The model `{printable(wanted, 128)}` does not exist on any node of this mesh.", hint=hint, param="model"
