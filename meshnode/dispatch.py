@@ -7,7 +7,7 @@ is left, and `_attempt` is the only place that makes one.
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 
 import msgspec
@@ -19,7 +19,7 @@ from meshnode.gossip.member import Member
 from meshnode.inference import Chunk, Event, Request
 from meshnode.names import NodeId
 from meshnode.routing.policy import least_connections
-from meshnode.routing.table import RETRY_AFTER_S, Candidate, route, unambiguous
+from meshnode.routing.table import RETRY_AFTER_S, Candidate, Route, route, unambiguous
 
 MAX_ATTEMPTS = 3
 """One try and at most two more: beyond that a request that harms nodes only spreads."""
@@ -66,13 +66,12 @@ class Dispatcher:
         async with self.submit(request) as answer:
             yield answer.events
 
-    def candidates(self, request: Request, tried: frozenset[NodeId]) -> tuple[Candidate, ...]:
-        """Who may still be asked. Raises when nobody could be asked even at first."""
-        found = route(request.model, self._members(), me=self.me, only_local=request.hops > 0)
-        return tuple(candidate for candidate in found.candidates if candidate.node not in tried)
+    def route(self, request: Request) -> Route:
+        """Who could serve it now. Raises when nobody can."""
+        return route(request.model, self._members(), me=self.me, only_local=request.hops > 0)
 
-    def choose(self, request: Request, tried: frozenset[NodeId]) -> tuple[Candidate, str] | None:
-        return least_connections(self.candidates(request, tried), self._in_flight, self._rng)
+    def choose(self, candidates: Sequence[Candidate]) -> tuple[Candidate, str] | None:
+        return least_connections(candidates, self._in_flight, self._rng)
 
     @contextmanager
     def reserve(self, candidate: Candidate) -> Iterator[Backend]:
@@ -88,7 +87,8 @@ class Dispatcher:
 class Answer:
     """An answer under way: iterate `events`.
 
-    `node`, `model` and `reason` are final once a Chunk has come, and until then name the attempt that is running.
+    `model` is the name that was asked for, without a pin. `node` and `reason` are final once a Chunk has come, and until then
+    name the attempt that is running.
     """
 
     def __init__(self, dispatcher: Dispatcher, request: Request, attempts: AsyncExitStack) -> None:
@@ -137,7 +137,7 @@ class Answer:
             await self._attempts.aclose()  # the one that failed, or was cut while it began
             candidate, reason = self._next_candidate()
             self._tried |= {candidate.node}
-            self.node, self.model = candidate.node_name, candidate.model
+            self.node = candidate.node_name
             self.reason = f"failover;retry={len(self._tried) - 1}" if len(self._tried) > 1 else reason
             try:
                 await self._attempt(candidate)
@@ -157,12 +157,14 @@ class Answer:
 
     def _next_candidate(self) -> tuple[Candidate, str]:
         try:
-            chosen = self._dispatcher.choose(self._request, self._tried)
+            found = self._dispatcher.route(self._request)
         except ModelUnavailable as nobody:
             # The failed attempt says more than "nowhere up", except that only the latter tells when to come back.
             if self._failure and self._failure.retry_after is None:
                 raise nobody from self._failure
             raise self._failure or nobody from None
+        self.model = found.model
+        chosen = self._dispatcher.choose([candidate for candidate in found.candidates if candidate.node not in self._tried])
         if chosen is None or len(self._tried) >= MAX_ATTEMPTS:
             raise self._exhausted()
         return chosen

@@ -9,7 +9,8 @@ import random
 import secrets
 import signal
 import time
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,7 @@ import trio
 from meshnode import __version__, status
 from meshnode.address import Address
 from meshnode.api.app import App
+from meshnode.api.limits import Limits
 from meshnode.api.server import serve
 from meshnode.backend import Backend, Events
 from meshnode.bridges import registry
@@ -44,6 +46,8 @@ from meshnode.worker.supervisor import State, Worker
 
 log = logging.getLogger("meshnode.node")
 
+STOP_GRACE_S = 5.0
+"""Answers under way, to clients and to peers, may finish for so long: short enough for who waits at the prompt. A guess."""
 PUBLISH_EVERY_S = 1.0
 PUBLISH_APART_S = 0.1
 """Load is read at each change, at most ten times a second, and once a second for the speeds that drift without a change."""
@@ -65,6 +69,9 @@ class Node:
         self._started = trio.current_time()
         self._advertised: dict[str, bytes] = {}
         self._changed = trio.Event()
+        self._draining = False
+        self._serving = 0
+        self._served = trio.Event()
         rng = random.Random()  # noqa: S311 - to draw a node, not a secret
         self._dispatcher = Dispatcher(me=me, members=self.members, backend_of=self._backend_of, on_change=self.changed, rng=rng)
 
@@ -72,8 +79,27 @@ class Node:
         """A client's request: this node is its caller, until API keys tell more."""
         return self._dispatcher.submit(msgspec.structs.replace(request, caller=short(self._me)))
 
-    def serve_peer(self, request: Request, peer: NodeId) -> AbstractAsyncContextManager[Events]:
-        return self._dispatcher.serve(request, peer)
+    @asynccontextmanager
+    async def serve_peer(self, request: Request, peer: NodeId) -> AsyncIterator[Events]:
+        """A peer's request. Refused while we stop, so that the peer asks another node."""
+        if self._draining:
+            raise ModelUnavailable(f"{self.name} is stopping.", retry_after=RETRY_AFTER_S)
+        self._serving += 1
+        try:
+            async with self._dispatcher.serve(request, peer) as events:
+                yield events
+        finally:
+            self._serving -= 1
+            self._served.set()
+
+    async def drain(self, stopping: trio.Event) -> None:
+        """Once `stopping` is set, take nothing more from peers and wait, for a while, until what they asked is answered."""
+        await stopping.wait()
+        self._draining = True
+        with trio.move_on_after(STOP_GRACE_S):
+            while self._serving:
+                self._served = trio.Event()
+                await self._served.wait()
 
     def members(self) -> tuple[Member, ...]:
         return self._engine.members(now=trio.current_time())
@@ -99,7 +125,9 @@ class Node:
             pid=os.getpid(),
             uptime_s=round(now - self._started, 1),
         )
-        workers = [status.Worker(name=worker.name, state=worker.state.value, reason=worker.reason) for worker in self._workers]
+        workers = [
+            status.Worker(name=worker.name, state="failed", reason=worker.trouble) for worker in self._workers if worker.trouble
+        ]
         refusals = [
             status.Refusal(addr=refusal.addr, reason=refusal.reason, age_s=now - refusal.at, count=refusal.count)
             for refusal in self.mesh.refusals()
@@ -227,8 +255,10 @@ async def run(start: Start) -> None:
             await nursery.start(node.mesh.run)
             nursery.start_soon(node.run_backends)
             nursery.start_soon(node.publish)
-            async with trio.open_nursery() as api:
-                await api.start(partial(serve, app, api_listeners, stopping=stopping))
+            async with trio.open_nursery() as answering:
+                limits = Limits(grace_s=STOP_GRACE_S)
+                await answering.start(partial(serve, app, api_listeners, stopping=stopping, limits=limits))
+                answering.start_soon(node.drain, stopping)
                 data_dir.write_run(_run_file(running, secret))
                 start.announce(running)
             await node.mesh.leave()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,13 @@ STORY: Any = [{"role": "user", "content": "Tell me a story about a fox."}]
 
 def health_about(node: NodeProcess, word: str) -> str:
     return next((line for line in node.status()["health"] if word in line), "")
+
+
+def children(node: NodeProcess) -> list[int]:
+    path = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children")
+    if not path.exists():
+        pytest.skip("needs Linux's list of child processes")
+    return [int(pid) for pid in path.read_text().split()]
 
 
 def holders(node: NodeProcess) -> list[str]:
@@ -111,7 +119,7 @@ def test_a_holder_killed_before_the_first_byte_costs_a_retry_or_503(start: Start
     first = start("first")
     asker = start("asker", "--no-worker", peer=first)
     asker.wait_for_model("demo")
-    first.process.send_signal(19)  # SIGSTOP: the link is up and the node silent
+    first.process.send_signal(signal.SIGSTOP)  # the link is up and the node silent
     host, _, port = asker.api_address.rpartition(":")
     body = json.dumps({"model": "demo", "messages": QUESTION}).encode()
     with socket.create_connection((host, int(port)), timeout=20) as client:
@@ -133,7 +141,7 @@ def test_a_holder_killed_in_mid_stream_is_an_error_event_and_no_done(pair: tuple
         client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         while received.count(b'"content"') < 3:
             received += client.recv(256)
-        holder.process.send_signal(19)
+        holder.process.send_signal(signal.SIGSTOP)
         holder.kill()
         while b'"error"' not in received and (more := client.recv(65536)):
             received += more
@@ -141,6 +149,26 @@ def test_a_holder_killed_in_mid_stream_is_an_error_event_and_no_done(pair: tuple
     assert received.startswith(b"HTTP/1.1 200")
     assert b'"error"' in received
     assert b"[DONE]" not in received
+
+
+def test_a_holder_that_is_stopped_finishes_what_it_answers_for_a_peer(pair: tuple[NodeProcess, NodeProcess]) -> None:
+    """Its worker is held still meanwhile, so that the stop comes in mid-answer for certain."""
+    holder, asker = pair
+    workers = children(holder)
+    with asker.client().chat.completions.create(model="demo", messages=STORY, stream=True, temperature=0) as stream:
+        pieces = iter(stream)
+        next(pieces)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        holder.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in holder.printed(), "the holder to begin its stop")
+        time.sleep(0.5)  # it must not give up in this time
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
+        rest = list(pieces)
+
+    assert rest[-1].choices[0].finish_reason == "stop"
+    assert holder.process.wait(10) == 0
 
 
 def test_a_client_that_leaves_stops_the_work_on_the_serving_node(pair: tuple[NodeProcess, NodeProcess]) -> None:
@@ -243,12 +271,9 @@ def test_a_file_that_is_no_model_is_a_failed_worker_and_the_node_goes_on(start: 
 def test_a_killed_worker_is_restarted_and_the_node_lives(start: Start) -> None:
     node = start("node")
     node.wait_for_model("demo")
-    children = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children")
-    if not children.exists():
-        pytest.skip("needs Linux's list of child processes")
-    (child,) = [int(pid) for pid in children.read_text().split()]
-    os.kill(child, 9)
-    wait_until(lambda: [pid for pid in children.read_text().split() if int(pid) != child], "another worker")
+    (child,) = children(node)
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: [pid for pid in children(node) if pid != child], "another worker")
     node.wait_for_model("demo")
 
     def answered() -> bool:

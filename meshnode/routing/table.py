@@ -22,6 +22,9 @@ RETRY_AFTER_S = 5.0
 """A node that restarts is back within seconds: a guess, in the range 1 to 120 that the official clients honour."""
 
 
+STATUS_HINT = "`meshnode status` there says more."
+
+
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """A node that could serve the request now. `model` is what that node calls the weights."""
 
@@ -76,7 +79,7 @@ def route(wanted: str, members: Iterable[Member], *, me: NodeId, only_local: boo
     up = [holding for holding in held if holding[0].routable and (not only_local or holding[0].id == me)]
     ready = [holding for holding in up if _is_ready(holding)]
     if not ready:
-        raise ModelUnavailable(_why_not(wanted, held, up), retry_after=RETRY_AFTER_S)
+        raise ModelUnavailable(_why_not(wanted, held, up), hint=STATUS_HINT, retry_after=RETRY_AFTER_S)
     return Route(model=name, digest=digest, candidates=tuple(_candidate(member, model, me) for member, model in ready))
 
 
@@ -185,7 +188,9 @@ def _unknown(wanted: str, name: str, holdings: list[Holding], members: tuple[Mem
     waiting = [(member, load) for member in members if member.routable for load in member.load if load.name == name]
     if waiting:
         states = ", ".join(f"{member.name}: {load.state}" for member, load in waiting)
-        return ModelUnavailable(f"The model `{printable(wanted, 128)}` is not ready ({states}).", retry_after=RETRY_AFTER_S)
+        return ModelUnavailable(
+            f"The model `{printable(wanted, 128)}` is not ready ({states}).", hint=STATUS_HINT, retry_after=RETRY_AFTER_S
+        )
     known = sorted({each for _, model in holdings for each in (model.name, *model.aliases)})
     near = get_close_matches(name, known[:MAX_COMPARED], n=3, cutoff=0.4) or known[:5]
     hint = f"Nearest: {', '.join(near)}." if near else "No node of the mesh has a model yet; see `meshnode status`."

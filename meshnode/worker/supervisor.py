@@ -84,6 +84,8 @@ class Worker:
         self.state = State.LOADING
         self.reason = "not started yet"
         """For people: why it is not ready, or what is not as it should be although it is."""
+        self.trouble = ""
+        """Why the last life ended, until it is ready again: what a person wants to know while it is tried again and again."""
         self.model: Model | None = None
         """None until it was loaded and hashed; kept through failures, for then it is still a model that we know."""
         self._aliases = aliases
@@ -170,6 +172,7 @@ class Worker:
             backoff = BACKOFF_S if trio.current_time() - self._ready_since >= GOOD_LIFE_S else backoff
             self._retry_at = math.inf if setback.permanent else trio.current_time() + backoff
             self._enter(State.FAILED, setback.reason)
+            self.trouble = self.reason
             if setback.permanent:
                 await _wait_changed(self.path, stamp)
             else:
@@ -245,6 +248,7 @@ class Worker:
             slots=self._slots,
         )
         self._ready_since = trio.current_time()
+        self.trouble = ""
         self._enter(State.READY, self._ready.note)
 
     def _hear(self, message: ToParent) -> None:
