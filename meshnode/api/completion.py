@@ -18,6 +18,11 @@ FINGERPRINT = f"meshnode-{meshnode.__version__}"
 """OpenAI's name for the configuration that answered."""
 
 
+MAX_ANSWER = 16 * 1024 * 1024
+"""Kept of an unstreamed answer, whatever a serving node sends: far beyond what any model's context holds."""
+_CHUNK_COST = 64
+
+
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """What every chunk of an answer repeats. `created` is in Unix seconds; `model` the name that it was served under."""
 
@@ -30,13 +35,20 @@ class Collected:
     """A whole answer in the making: `add` its events, then ask for the `completion`."""
 
     def __init__(self) -> None:
+        self._size = 0
         self._texts: dict[int, list[str]] = {}
         self._finishes: dict[int, Finish] = {}
         self._usage: Usage | None = None
 
     def add(self, batch: Iterable[Event]) -> None:
+        """Raises InternalError when it grows beyond all bounds."""
         for event in batch:
             if isinstance(event, Chunk):
+                self._size += len(event.text) + _CHUNK_COST
+                if self._size > MAX_ANSWER:
+                    raise InternalError(
+                        f"The answer is longer than {MAX_ANSWER} characters.", hint="Set max_tokens, or stream it."
+                    )
                 self._texts.setdefault(event.choice, []).append(event.text)
                 if event.finish is not None:
                     self._finishes[event.choice] = event.finish

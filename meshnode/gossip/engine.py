@@ -287,7 +287,7 @@ class Engine:
             changed = self._known.own_word(delta, now=now)
         else:
             linked = bool((peer := self._peers.get(delta.origin)) and peer.links)
-            changed = self._known.hearsay(delta, linked=linked, now=now)
+            changed = self._known.hearsay(delta, teller=source.peer, linked=linked, now=now)
         source.told(delta)
         if changed and new:
             self._notify("joined", delta.origin, f"heard of from {self._name(source.peer)}")

@@ -47,7 +47,8 @@ class Knowledge:
         """When we learned that a peer left; the earliest first."""
         self._started = now
         self._graveyard: OrderedDict[NodeId, int] = OrderedDict()
-        self._new_ids = limits.Bucket(limits.NEW_IDS_PER_S, limits.NEW_IDS_BURST, now=now)
+        self._new_ids: OrderedDict[NodeId, limits.Bucket] = OrderedDict()
+        """For each teller its own, so that one that lies costs no other its link; the longest unused are forgotten."""
         self._bytes = 0
 
     def record(self, node: NodeId) -> Record | None:
@@ -80,7 +81,8 @@ class Knowledge:
         self._graveyard.pop(node, None)
         belief = self.beliefs.get(node)
         if belief is None:
-            self._admit_record()
+            if len(self.beliefs) >= 2 * limits.MAX_RECORDS:  # hearsay fills half: who is really there has room
+                raise limits.breach(f"more than {2 * limits.MAX_RECORDS} records")
             self.beliefs[node] = Belief(Record(origin=node, epoch=epoch), direct=True)
             return True
         if belief.record.epoch == epoch and not belief.record.left:
@@ -101,8 +103,8 @@ class Knowledge:
             belief.heard = None
         return changed
 
-    def hearsay(self, delta: RecordDelta, *, linked: bool, now: float) -> bool:
-        """What one node says of another, to which we are `linked` or not. Raises PeerError when it may not.
+    def hearsay(self, delta: RecordDelta, *, teller: NodeId, linked: bool, now: float) -> bool:
+        """What `teller` says of another, to which we are `linked` or not. Raises PeerError when it may not.
 
         What is not to be believed is ignored: the teller may be as honest as we are.
         """
@@ -111,7 +113,7 @@ class Knowledge:
         if delta.origin == self.me or delta.epoch > self._latest_epoch(now) or self._is_buried(delta, belief):
             return False
         if belief is None:
-            return self._first_word(delta, now)
+            return self._first_word(delta, teller, now)
         if linked:
             try:
                 heard = apply(belief.heard or belief.record, delta)
@@ -168,19 +170,23 @@ class Knowledge:
         """Our start, in ms since 1970, is our epoch; a core without a clock knows the time from that."""
         return self.epoch + int((now - self._started) * 1000) + MAX_AHEAD_MS
 
-    def _admit_record(self) -> None:
+    def _first_word(self, delta: RecordDelta, teller: NodeId, now: float) -> bool:
         if len(self.beliefs) >= limits.MAX_RECORDS:
-            raise limits.breach(f"more than {limits.MAX_RECORDS} records")
-
-    def _first_word(self, delta: RecordDelta, now: float) -> bool:
+            return False  # no fault of this teller's, who may be the most honest of all
         record = apply(None, delta)
-        self._admit_record()
-        if not self._new_ids.take(1, now=now):
+        if not self._bucket(teller, now).take(1, now=now):
             raise limits.breach(f"more than {limits.NEW_IDS_PER_S:.0f} new nodes a second")
         belief = Belief(Record(origin=delta.origin, epoch=delta.epoch), direct=False)
         self._commit(belief, record, now)
         self.beliefs[delta.origin] = belief
         return True
+
+    def _bucket(self, teller: NodeId, now: float) -> limits.Bucket:
+        bucket = self._new_ids.pop(teller, None) or limits.Bucket(limits.NEW_IDS_PER_S, limits.NEW_IDS_BURST, now=now)
+        self._new_ids[teller] = bucket
+        if len(self._new_ids) > limits.TELLERS:
+            self._new_ids.popitem(last=False)
+        return bucket
 
     def _commit(self, belief: Belief, record: Record, now: float) -> bool:
         if record == belief.record:

@@ -4,6 +4,7 @@ from meshnode.errors import PeerError
 from meshnode.gossip.record import Record
 
 MAX_RECORDS = 8192
+"""By hearsay; as many again have room for nodes that were linked with us."""
 MAX_RECORD_BYTES = 32 * 1024
 MAX_TOTAL_BYTES = 64 * 1024 * 1024
 MAX_KEYS = 256
@@ -12,6 +13,8 @@ MAX_VALUE_BYTES = 8 * 1024
 NEW_IDS_PER_S = 50.0
 NEW_IDS_BURST = 1024.0
 """What a joining node may be told at once: a mesh of 64, and the many identities that short-lived nodes leave behind. A guess."""
+TELLERS = 256
+"""Whose rate of new nodes is remembered: four times the peers that a node can be linked with."""
 GOSSIP_BYTES_PER_S = 1024.0 * 1024
 GOSSIP_BURST = 4 * GOSSIP_BYTES_PER_S
 PENALTY_S = 60.0
