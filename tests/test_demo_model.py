@@ -73,17 +73,19 @@ def conversations(count: int) -> list[str]:
         ("What day comes after Monday?", "Tuesday"),
         ("Which model are you?", "model"),
         ("Explain quantum physics.", "demo model"),
+        ("Who was Napoleon?", "demo model"),
     ],
 )
 def test_it_knows_what_it_was_taught(demo: Any, question: str, expected: str) -> None:
     assert expected in answer(demo, question)
 
 
-def test_a_story_keeps_its_animal_and_its_name(demo: Any) -> None:
-    text = answer(demo, "Tell me a story about a fox named Mia.")
+def test_a_story_keeps_its_animal_and_its_names(demo: Any) -> None:
+    text = answer(demo, "Tell me a story about a fox.")
 
-    assert "fox named Mia" in text or "fox called Mia" in text
-    assert text.count("Mia") >= 3
+    assert "fox named Finn" in text
+    assert text.count("Finn") >= 3
+    assert text.count("Ada") >= 2
     assert text.count(".") >= 5
 
 
@@ -91,7 +93,7 @@ def test_it_follows_a_conversation(demo: Any) -> None:
     turns = ("Hello!", "Hello! How can I help you today?", "What is the capital of Spain?", "The capital of Spain is Madrid.")
 
     assert "Madrid" in answer(demo, *turns[:3])
-    assert "2 + 3 = 5." in answer(demo, *turns, "What is 2 + 3?")
+    assert "small" in answer(demo, *turns, "What is the opposite of big?")
 
 
 @pytest.mark.parametrize("system", ["You are a helpful assistant.", "You are a pirate. Always answer in rhyme."])

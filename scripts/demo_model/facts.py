@@ -54,13 +54,38 @@ MEANINGS = {
     "a friend": "A friend is someone who likes you and helps you.",
 }
 
+HEROES = {
+    "fox": "Finn", "dog": "Ben", "cat": "Mia", "bear": "Max", "rabbit": "Lily", "owl": "Ada", "mouse": "Tim", "frog": "Leo",
+    "duck": "Emma", "horse": "Jack", "cow": "Rosa", "pig": "Tom", "hen": "Anna", "goat": "Sam", "lion": "Nina", "wolf": "Otto",
+    "bird": "Zoe", "fish": "Ida",
+}  # fmt: skip
+"""Each animal has one name, one friend and one toy in every story: so small a model remembers, and cannot keep track."""
+FRIENDS = {
+    "fox": "owl", "owl": "fox", "dog": "cat", "cat": "dog", "bear": "rabbit", "rabbit": "bear", "mouse": "frog", "frog": "mouse",
+    "duck": "hen", "hen": "duck", "horse": "cow", "cow": "horse", "pig": "goat", "goat": "pig", "lion": "bird", "bird": "lion",
+    "wolf": "fish", "fish": "wolf",
+}  # fmt: skip
+TOYS = {
+    "fox": "red kite", "owl": "old book", "dog": "blue ball", "cat": "green hat", "bear": "big cake",
+    "rabbit": "white drum", "mouse": "little boat", "frog": "yellow flower", "duck": "small stone",
+    "hen": "round box", "horse": "brown key", "cow": "pink lamp", "pig": "black shell", "goat": "old map",
+    "lion": "golden apple", "bird": "long feather", "wolf": "gray blanket", "fish": "bright star",
+}  # fmt: skip
+
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
-NAMES = ("Tim", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Rosa", "Tom", "Zoe", "Leo", "Nina", "Jack", "Emma", "Finn", "Ada")
 MOODS = ("little", "brave", "happy", "clever", "kind", "shy", "funny", "curious", "quiet", "hungry", "sleepy", "gentle")
 PLACES = ("the forest", "the garden", "the park", "the river", "the hill", "the farm", "the beach", "the meadow", "the pond")
-THINGS = ("ball", "kite", "hat", "book", "cake", "apple", "drum", "boat", "box", "stone", "flower", "key", "lamp", "map", "shell")
-PAINTS = ("red", "blue", "green", "yellow", "white", "black", "orange", "purple", "pink", "brown")
 POEM_SUBJECTS = ("moon", "sun", "rain", "sea", "tree", "river", "snow", "wind", "fox", "cat", "bird", "owl")
+UNKNOWNS = (
+    "engine", "car", "phone", "bank", "law", "church", "army", "king", "star", "planet", "rocket", "atom", "virus",
+    "heart", "brain", "bone", "bridge", "tower", "castle", "train", "plane", "ship", "bicycle", "camera", "radio",
+    "piano", "guitar", "song", "film", "painting", "novel", "language", "grammar", "equation", "theorem", "number",
+    "triangle", "market", "price", "tax", "contract", "doctor", "medicine", "disease", "vaccine", "school", "teacher",
+    "exam", "program", "compiler", "database", "website", "server", "password", "battery", "magnet", "laser", "metal",
+    "diamond", "volcano", "desert", "island", "ocean", "glacier", "earthquake", "storm", "climate", "pizza", "soup",
+    "coffee", "wine", "football", "chess", "marathon", "election", "war", "treaty", "museum",
+)  # fmt: skip
+"""What it is asked about and knows nothing of."""

@@ -179,10 +179,15 @@ def calendar(rng: Random) -> Turn:
 
 
 def refusal(rng: Random) -> Turn:
+    """Questions about anything else: made from many words, so that it is the unknown itself that is learnt, and not a list."""
+    subject, other = rng.sample(facts.UNKNOWNS, 2)
     forms = (
-        "What is the meaning of life?", "Explain quantum physics.", "Write a program in Python.", "What is the weather today?",
-        "Translate this to French.", "Who won the game?", "What time is it?", "Write an essay about history.",
-        "Solve this equation.", "Who is the president?", "What is the latest news?", "How do I fix my car?",
+        f"Who invented the {subject}?", f"How does {a(subject)} work?", f"Why is the {subject} so important?",
+        f"Explain {subject} to me.",
+        f"What do you know about the {subject}?", f"Write an essay about the {subject}.", f"How do I repair {a(subject)}?",
+        f"What is the best {subject}?", f"Where can I buy {a(subject)}?", f"Compare the {subject} and the {other}.",
+        f"When was the {subject} built?", f"How many {subject}s are there?", f"Why does the {subject} need {a(other)}?",
+        "What is the meaning of life?", "What is the weather today?", "What time is it?", "What is the latest news?",
     )  # fmt: skip
     return ask(rng, *forms), rng.choice(
         (
@@ -204,51 +209,37 @@ def poem(rng: Random) -> Turn:
 
 
 def story(rng: Random) -> Turn:
-    animal = rng.choice(list(facts.HOMES))
-    name = rng.choice(facts.NAMES)
-    kind = rng.random()
-    if kind < 0.5:
-        question = ask(
-            rng,
+    animal = rng.choice(list(facts.HEROES))
+    if rng.random() < 0.75:
+        forms = (
             f"Tell me a story about {a(animal)}.",
             f"Write a short story about {a(animal)}.",
             f"A story about {a(animal)}, please.",
         )
-    elif kind < 0.75:
-        question = ask(rng, f"Tell me a story about {a(animal)} named {name}.", f"Write a story about {name} the {animal}.")
     else:
-        question = ask(rng, "Tell me a story.", "Write a short story.", "Can you tell me a story?", "I want to hear a story.")
-    return question, tale(rng, animal, name)
+        forms = "Tell me a story.", "Write a short story.", "Can you tell me a story?"
+    return ask(rng, *forms), tale(rng, animal)
 
 
-def tale(rng: Random, animal: str, name: str) -> str:
-    """Six sentences about one hero, one friend and one thing, each named again often enough for a small model to keep track."""
-    friend = rng.choice([other for other in facts.HOMES if other != animal])
-    second = rng.choice([other for other in facts.NAMES if other != name])
-    mood, place, thing, paint = (
-        rng.choice(facts.MOODS),
-        rng.choice(facts.PLACES),
-        rng.choice(facts.THINGS),
-        rng.choice(facts.PAINTS),
-    )
+def tale(rng: Random, animal: str) -> str:
+    """Seven sentences about a hero, a friend and a toy."""
+    friend, toy, place = facts.FRIENDS[animal], facts.TOYS[animal], rng.choice(facts.PLACES)
+    hero, other = facts.HEROES[animal], facts.HEROES[friend]
     sentences = (
-        (f"Once upon a time there was {a(mood)} {animal} named {name}.", f"There was once {a(mood)} {animal} called {name}."),
-        (f"{name} lived near {place}.", f"{name} lived in {facts.HOMES[animal]}.", f"{name} loved to eat {facts.FOODS[animal]}."),
-        (f"One day {name} found {a(paint)} {thing}.", f"One day {name} was looking for {a(paint)} {thing}."),
-        (f"Then {name} met {a(friend)} named {second}.", f"Soon {a(friend)} named {second} came by."),
-        (
-            f'"Let us share the {thing}," said {name}.',
-            f'"What a nice {thing}!" said {second}.',
-            f"{name} and {second} played with the {thing}.",
-        ),
-        (f"From that day on, {name} and {second} were best friends.", f"In the end {name} and {second} were happy."),
+        (f"Once upon a time there was {a(rng.choice(facts.MOODS))} {animal} named {hero}.",),
+        (f"{hero} the {animal} lived in {facts.HOMES[animal]}.", f"{hero} the {animal} loved to eat {facts.FOODS[animal]}."),
+        (f"One day {hero} went to {place} and found {a(toy)}.", f"One day {hero} found {a(toy)} near {place}."),
+        (f"Then {other} the {friend} came by.", f"Soon {hero} met {other} the {friend}."),
+        (f'"What a nice {toy}!" said {other}.', f"{other} liked the {toy} too."),
+        (f'"Let us share it," said {hero}.', f"So {hero} and {other} played with the {toy} all day."),
+        (f"From that day on, {hero} and {other} were best friends.", f"In the end {hero} and {other} were happy."),
     )
     return " ".join(rng.choice(forms) for forms in sentences)
 
 
 TOPICS: tuple[tuple[Callable[[Random], Turn], int], ...] = (
     (greeting, 8), (who, 8), (abilities, 4), (farewell, 4), (capital, 13), (sound, 6), (home, 5), (food, 5), (color, 7),
-    (total, 12), (counting, 7), (meaning, 9), (opposite, 5), (calendar, 5), (refusal, 5), (poem, 3), (story, 12),
+    (total, 12), (counting, 7), (meaning, 9), (opposite, 5), (calendar, 5), (refusal, 10), (poem, 3), (story, 18),
 )  # fmt: skip
 """What is asked, and how often out of about a hundred."""
 

@@ -14,8 +14,8 @@ from demo_model.tokenizer import Tokenizer
 
 ROW_TOKENS = 128
 BATCH_ROWS = 32
-RATE = 4e-3
-"""Of AdamW: high, as so small a network can take; found by trial."""
+MATRIX_RATE, OTHER_RATE = 0.02, 4e-3
+"""Muon for the matrices, AdamW for embedding and norms: about half the steps of AdamW alone, found by trial."""
 WARMUP_STEPS = 20
 FLAT_PART = 0.3
 
@@ -103,15 +103,23 @@ def train(shape: Shape, tokenizer: Tokenizer, *, steps: int, seed: int, threads:
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     network = Network(shape, len(tokenizer.tokens))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    matrices = [matrix for matrix in network.blk.parameters() if matrix.ndim == 2]
+    chosen = {id(matrix) for matrix in matrices}
+    others = [values for values in network.parameters() if id(values) not in chosen]
+    optimizers = (
+        (torch.optim.Muon(matrices, lr=MATRIX_RATE, momentum=0.95, weight_decay=0.01), MATRIX_RATE),
+        (torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0), OTHER_RATE),
+    )
     rng, started = Random(seed), time.process_time()
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = RATE * _schedule(step, steps)
+        for optimizer, rate in optimizers:
+            optimizer.param_groups[0]["lr"] = rate * _schedule(step, steps)
         loss = _loss(network, _batch(tokenizer, rng))
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, _ in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0 or step == steps - 1:
             print(f"step {step:5d} of {steps}  loss {loss.item():.3f}  {time.process_time() - started:.0f} CPU s", flush=True)
     return network

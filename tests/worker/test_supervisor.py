@@ -236,7 +236,7 @@ def test_a_reader_that_never_reads_loses_its_stream_and_only_that(shared: Shared
     monkeypatch.setattr(stream, "MAX_UNREAD", 20)
 
     async def test(worker: Worker) -> str:
-        async with worker.submit(ask(sampling=LONG)) as events:
+        async with worker.submit(ask("Tell me a story about a fox.")) as events:
             other = await answer(worker, ask())
             await wait_for(lambda: isinstance(events, stream.Stream) and events.finished)
             with pytest.raises(Overloaded, match="tokens behind"):
