@@ -4,7 +4,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from random import Random
@@ -29,19 +30,27 @@ CHAT = re.compile(
 )
 
 
-def load(path: Path) -> Any:
+@contextmanager
+def loaded(path: Path) -> Iterator[Any]:
+    """Closed by hand: left to the garbage collector, the library may free the model before its context, and crash."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed; scripts/test installs it")
-    return llama_cpp.Llama(str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
+    model = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
+    try:
+        yield model
+    finally:
+        model.close()
 
 
 @pytest.fixture(scope="module")
-def demo() -> Any:
-    return load(DEMO)
+def demo() -> Iterator[Any]:
+    with loaded(DEMO) as model:
+        yield model
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return load(make_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf"))
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with loaded(make_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")) as model:
+        yield model
 
 
 def answer(model: Any, *turns: str, system: str = "") -> str:
