@@ -162,7 +162,7 @@ class Engine:
             return
         peer = self._peers[source.peer]
         try:
-            if not source.bucket.take(size, now=now):
+            if not source.bucket.take(max(size, limits.FRAME_COST), now=now):
                 raise limits.breach(f"more than {limits.GOSSIP_BYTES_PER_S / 1024:.0f} KiB of gossip a second")
             self._handle(source, peer, message, now)
         except PeerError as error:

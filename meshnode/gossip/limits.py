@@ -17,6 +17,8 @@ TELLERS = 256
 """Whose rate of new nodes is remembered: four times the peers that a node can be linked with."""
 GOSSIP_BYTES_PER_S = 1024.0 * 1024
 GOSSIP_BURST = 4 * GOSSIP_BYTES_PER_S
+FRAME_COST = 256
+"""Bytes that a smaller frame counts as: handling it costs as much. That makes 4096 frames a second, where honest ones are ten."""
 PENALTY_S = 60.0
 TOO_MUCH = 4429
 

@@ -603,6 +603,15 @@ def test_more_than_a_mebibyte_a_second_of_gossip_is_too_much() -> None:
     assert error.value.close_code == 4429
 
 
+def test_a_flood_of_tiny_frames_is_too_much_before_it_is_a_mebibyte() -> None:
+    engine = make_engine(ME)
+    on = link(engine, 2)
+    for _ in range(16 * 1024):
+        engine.receive(on, Ping(1, False), now=0.0, size=4)
+    with pytest.raises(PeerError, match="1024 KiB"):
+        engine.receive(on, Ping(1, False), now=0.0, size=4)
+
+
 def test_an_unreadable_model_is_left_out_and_reported_and_the_rest_counts() -> None:
     engine = make_engine(ME)
     on = link(engine, 2)
