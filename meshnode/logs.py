@@ -96,9 +96,9 @@ class PatientStream(logging.Handler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Write what waits, for at most a second; a stream that is still stuck then is left."""
+        """Write what waits, for at most two seconds; a stream that is still stuck then is left."""
         with suppress(queue.Full):
-            self._lines.put_nowait(None)
+            self._lines.put(None, timeout=_FLUSH_S)  # a full queue may be one that just began to move
             self._thread.join(_FLUSH_S)
         super().close()
 
