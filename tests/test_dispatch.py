@@ -194,6 +194,22 @@ async def test_leaving_early_cancels_the_work_and_releases_the_reservation(autoj
     assert not +both._in_flight
 
 
+async def test_the_load_has_changed_when_a_request_is_over() -> None:
+    changes: list[int] = []
+    worker, members = FakeWorker(), (fake_member("entry", "m"),)
+    alone = Dispatcher(
+        me=members[0].id,
+        members=lambda: members,
+        backend_of=lambda _: worker,
+        on_change=lambda: changes.append(worker.finished),
+        rng=random.Random(1),
+    )
+    async with alone.submit(ASK) as answer:
+        await text_of(answer)
+
+    assert changes == [1]  # once, and after the backend let it go
+
+
 async def test_requests_under_way_push_the_next_one_to_the_other_node(autojump_clock: MockClock) -> None:
     workers = {"a": FakeWorker(delay=1.0), "b": FakeWorker(delay=1.0)}
     both = dispatcher(workers)

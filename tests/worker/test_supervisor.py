@@ -297,8 +297,12 @@ async def test_a_killed_child_fails_its_requests_and_comes_back(
                 with pytest.raises(WorkerFailed, match="killed by SIGKILL"):
                     async for _ in stream_:
                         pass
+    await wait_for(lambda: worker.state is State.LOADING)
+    trouble_while_loading = worker.trouble
     await wait_for(lambda: worker.state is State.READY and worker.pid != killed)
 
+    assert "SIGKILL" in trouble_while_loading
+    assert worker.trouble == ""
     assert states == [State.READY, State.FAILED, State.LOADING, State.READY]
     assert "Paris" in await answer(worker, ask())
 
