@@ -27,6 +27,7 @@ from meshnode.wire.messages import (
     Cancel,
     Credit,
     Delta,
+    Digest,
     Frame,
     Hello,
     Leave,
@@ -34,10 +35,12 @@ from meshnode.wire.messages import (
     Open,
     Ping,
     Pong,
+    Pull,
     StreamChunk,
     StreamEnd,
     StreamError,
     StreamProgress,
+    Versions,
 )
 
 MAX_MESSAGE = 256 * 1024
@@ -88,6 +91,8 @@ def _check_load(kind: str, load: tuple[ModelState, ...]) -> None:
 def _check_hello(hello: Hello) -> Hello:
     _require(is_name(hello.name), "Hello.name: not a name")
     _require(all(_ADDRESS.fullmatch(addr) for addr in hello.listen), "Hello.listen: not an address")
+    held = hello.held.listen if hello.held else ()
+    _require(all(_ADDRESS.fullmatch(addr) for addr in held), "Hello.held: not an address")
     return msgspec.structs.replace(hello, version=printable(hello.version))
 
 
@@ -131,7 +136,7 @@ def _checked(frame: Frame) -> Frame:
             return _check_end(frame)
         case StreamError():
             return _check_error(frame)
-        case Leave() | Open() | Body() | StreamProgress() | Cancel() | Credit():
+        case Leave() | Digest() | Versions() | Pull() | Open() | Body() | StreamProgress() | Cancel() | Credit():
             pass
         case _:
             assert_never(frame)

@@ -28,16 +28,21 @@ Real = Annotated[float, Meta(ge=0, le=1e12)]
 """A measurement; both bounds together also refuse NaN and the infinities."""
 Node = Annotated[NodeId, Meta(min_length=16, max_length=16)]
 Mesh = Annotated[MeshId, Meta(min_length=8, max_length=8)]
-Digest = Annotated[ModelDigest, Meta(max_length=32)]
+Weights = Annotated[ModelDigest, Meta(max_length=32)]
 Text = Annotated[str, Meta(max_length=65536)]
 Word = Annotated[str, Meta(max_length=128)]
+Addrs = Annotated[tuple[Word, ...], Meta(max_length=16)]
+"""Each `host:port`, an IPv6 host in brackets."""
+BUCKETS = 64
+Hash = Annotated[bytes, Meta(min_length=8, max_length=8)]
+"""Of records; how it is made is in `gossip/digest.py`."""
 
 
 class ModelState(msgspec.Struct, frozen=True, array_like=True):
     """Live load of one loaded model of the sender (design D10). Times in ms, speeds in tokens per second; 0 = not measured."""
 
     name: Word
-    digest: Digest
+    digest: Weights
     state: Word
     """loading, ready, failed or draining"""
     active: Count = 0
@@ -74,10 +79,21 @@ class RecordDelta(msgspec.Struct, frozen=True, array_like=True):
     left: bool = False
 
 
+class Held(msgspec.Struct, frozen=True, array_like=True):
+    """What the sender of a HELLO last knew of the receiver's own identity: the epoch of its life, and where that was."""
+
+    epoch: Count
+    listen: Addrs = ()
+
+
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """First frame of both ends. `node` is only compared with the id proven in TLS, never trusted (close 4403 on a difference).
 
-    `listen` are the addresses (`host:port`) at which the sender can be dialled.
+    Its fields up to `version` are the same in every version of the protocol, so that a node can say who it cannot talk with.
+
+    `instance` is drawn anew by each process: two processes that prove one identity are told apart by it, also when their epochs are
+    equal. `listen` are the addresses at which the sender can be dialled. `held` shows a process that runs on a copy of another's
+    data directory where that other is; it is a hint, to be dialled and never believed.
     """
 
     protocol_min: Count
@@ -87,14 +103,21 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     name: Word
     version: Word
     epoch: Count
-    listen: Annotated[tuple[Word, ...], Meta(max_length=16)] = ()
+    instance: Annotated[bytes, Meta(min_length=8, max_length=8)]
+    listen: Addrs = ()
+    held: Held | None = None
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """The heartbeat: every second, and at once on a large change of load. Answered by PONG when `want_pong`."""
+    """The heartbeat: every second, and at once on a large change of load. Answered by PONG when `want_pong`.
+
+    `state_hash` is over the sender's records. Two in a row that differ from the receiver's own, with nothing under way between the
+    two, make the receiver send DIGEST.
+    """
 
     sequence: Count
     want_pong: bool
+    state_hash: Hash
     load: Loads = ()
 
 
@@ -106,7 +129,9 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """Records that the receiver lacks, by the sender's per-link knowledge. Never answered."""
+    """Records that the receiver lacks, by the sender's per-link knowledge. Answered, by PULL, only where a record starts beyond
+    what the receiver has.
+    """
 
     records: Annotated[tuple[RecordDelta, ...], Meta(max_length=8192)]
 
@@ -115,6 +140,47 @@ class Leave(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """The sender leaves the mesh; final for its epoch. The receiver marks it as left and closes the link."""
 
     epoch: Count
+
+
+class Digest(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The hashes of the sender's 64 buckets of records, one after the other. Answered by VERSIONS of the buckets that differ, or
+    not at all when none does.
+    """
+
+    hashes: Annotated[bytes, Meta(min_length=8 * BUCKETS, max_length=8 * BUCKETS)]
+
+
+class Version(msgspec.Struct, frozen=True, array_like=True):
+    """How far the sender's account of `origin` reaches."""
+
+    origin: Node
+    epoch: Count
+    incarnation: Count
+    version: Count
+    left: bool = False
+
+
+class Versions(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Answer to DIGEST: every record of the sender's in the buckets whose bit is set in `buckets` (bucket 0 is the lowest bit of
+    the first byte). The receiver sends PULL for what it lacks, and DELTA of what the sender lacks.
+    """
+
+    buckets: Annotated[bytes, Meta(min_length=BUCKETS // 8, max_length=BUCKETS // 8)]
+    versions: Annotated[tuple[Version, ...], Meta(max_length=1024)]
+
+
+class Want(msgspec.Struct, frozen=True, array_like=True):
+    """The receiver's account of `origin` from `from_version` of `epoch` on is asked for; 0 for all of it."""
+
+    origin: Node
+    epoch: Count
+    from_version: Count
+
+
+class Pull(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """The sender has only so much of these records. The receiver tells the rest, in DELTA, as far as it knows any."""
+
+    wants: Annotated[tuple[Want, ...], Meta(max_length=1024)]
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=16):
@@ -182,6 +248,6 @@ class Credit(msgspec.Struct, frozen=True, array_like=True, tag=23):
     bytes: Count
 
 
-Gossip = Ping | Pong | Delta | Leave
+Gossip = Ping | Pong | Delta | Leave | Digest | Versions | Pull
 Data = Open | Body | StreamProgress | StreamChunk | StreamEnd | StreamError | Cancel | Credit
 Frame = Hello | Gossip | Data
