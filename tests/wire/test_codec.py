@@ -18,30 +18,51 @@ from meshnode.wire.messages import (
     Cancel,
     Credit,
     Delta,
+    Digest,
     Entry,
     Frame,
+    Held,
     Hello,
     Leave,
     ModelState,
     Open,
     Ping,
     Pong,
+    Pull,
     RecordDelta,
     StreamChunk,
     StreamEnd,
     StreamError,
     StreamProgress,
+    Version,
+    Versions,
+    Want,
 )
 
 NODE = NodeId(bytes(16))
+HASH = bytes(8)
 LOAD = (ModelState(name="tiny", digest=ModelDigest(bytes(32)), state="ready", active=1, slots=4, tokens_per_s=31.5),)
 DELTA = RecordDelta(NODE, 7, 0, 0, 2, (Entry("name", 1, b"\xa3box"), Entry("model/ab", 2, None)))
 EXAMPLES: tuple[Frame, ...] = (
-    Hello(1, 1, MeshId(bytes(8)), NODE, "box-1", "0.1.0", 1_700_000_000_000, ("192.168.1.7:4850", "[fe80::1%eth0]:4850")),
-    Ping(1, True, LOAD),
+    Hello(
+        1,
+        1,
+        MeshId(bytes(8)),
+        NODE,
+        "box-1",
+        "0.1.0",
+        1_700_000_000_000,
+        bytes(8),
+        ("192.168.1.7:4850", "[fe80::1%eth0]:4850"),
+        Held(1_699_999_999_999, ("192.168.1.7:4851",)),
+    ),
+    Ping(1, True, bytes(8), LOAD),
     Pong(1, LOAD),
     Delta((DELTA,)),
     Leave(7),
+    Digest(bytes(512)),
+    Versions(b"\x01" + bytes(7), (Version(NODE, 7, 0, 2), Version(NODE, 8, 0, 0, True))),
+    Pull((Want(NODE, 7, 2),)),
     Open(1, 5000),
     Body(1, b"\x00\xff"),
     StreamProgress(1, Phase.PREFILL, 10, 100),
@@ -93,7 +114,7 @@ ANYTHING = st.recursive(
 )
 
 
-@given(st.sampled_from([*range(5), *range(16, 24), 5, 64, 127]), st.lists(ANYTHING, max_size=9))
+@given(st.sampled_from([*range(8), *range(16, 24), 8, 64, 127]), st.lists(ANYTHING, max_size=9))
 @settings(max_examples=60)
 def test_any_fields_of_any_kind_are_a_frame_or_a_peer_error(kind: int, fields: list[object]) -> None:
     try:
@@ -113,7 +134,7 @@ def test_a_damaged_frame_is_a_frame_or_a_peer_error(frame: Frame, data: st.DataO
 
 
 def test_a_refusal_names_the_kind_and_the_field() -> None:
-    assert refused(packed(1, "x", True)) == "Ping.sequence: Expected `int`, got `str`"
+    assert refused(packed(1, "x", True, HASH)) == "Ping.sequence: Expected `int`, got `str`"
     assert refused(packed(3, [[NODE, 1, 0, 0, 1, [["name", 1, 3]]]])).startswith(
         "Delta.records[0][5][0][2]: Expected `bytes | null`"
     )
@@ -156,20 +177,31 @@ def test_what_is_too_large_too_deep_cut_short_or_no_frame_is_refused(message: by
 @pytest.mark.parametrize(
     "fields",
     [
-        (1, -1, True),
-        (1, 2**60, True),
-        (1, 1, True, [["m", b"", "ready", 0, 0, 0, 0, 0, math.nan]]),
-        (1, 1, True, [["m", b"", "ready", 0, 0, 0, 0, 0, math.inf]]),
-        (1, 1, True, [["m", b"", "ready"]] * 65),
-        (1, 1, True, [["a b", b"", "ready"]]),
-        (1, 1, True, [["m\n", b"", "ready"]]),
-        (1, 1, True, [["m", bytes(33), "ready"]]),
-        (0, 1, 1, bytes(8), bytes(16), "\x1b[31m", "1", 1),
-        (0, 1, 1, bytes(8), bytes(15), "box", "1", 1),
-        (0, 1, 1, bytes(8), bytes(16), "box", "1", 1, ["a b:1"]),
-        (0, 1, 1, bytes(8), bytes(16), "box", "1", 1, ["a:1"] * 17),
+        (1, -1, True, HASH),
+        (1, 1, True),
+        (1, 1, True, bytes(7)),
+        (1, 2**60, True, HASH),
+        (1, 1, True, HASH, [["m", b"", "ready", 0, 0, 0, 0, 0, math.nan]]),
+        (1, 1, True, HASH, [["m", b"", "ready", 0, 0, 0, 0, 0, math.inf]]),
+        (1, 1, True, HASH, [["m", b"", "ready"]] * 65),
+        (1, 1, True, HASH, [["a b", b"", "ready"]]),
+        (1, 1, True, HASH, [["m\n", b"", "ready"]]),
+        (1, 1, True, HASH, [["m", bytes(33), "ready"]]),
+        (0, 1, 1, bytes(8), bytes(16), "\x1b[31m", "1", 1, HASH),
+        (0, 1, 1, bytes(8), bytes(15), "box", "1", 1, HASH),
+        (0, 1, 1, bytes(8), bytes(16), "box", "1", 1, HASH, ["a b:1"]),
+        (0, 1, 1, bytes(8), bytes(16), "box", "1", 1, HASH, ["a:1"] * 17),
+        (0, 1, 1, bytes(8), bytes(16), "box", "1", 1, bytes(9)),
+        (0, 1, 1, bytes(8), bytes(16), "box", "1", 1, HASH, [], [1, ["a b:1"]]),
+        (0, 1, 1, bytes(8), bytes(16), "box", "1", 1, HASH, [], []),
         (3, [[bytes(16), 1, 0, 0, 1, [["k", 1, bytes(65537)]]]]),
         (3, [[bytes(16), 1, 0, 0, 1, [["k\0", 1, b""]]]]),
+        (5, bytes(511)),
+        (6, bytes(8), [[bytes(16), 1, 0]]),
+        (6, bytes(9), []),
+        (6, bytes(8), [[bytes(16), 1, 0, 1]] * 1025),
+        (7, [[bytes(15), 1, 0]]),
+        (7, [[bytes(16), 1, -1]]),
         (17, 1, bytes(32769)),
         (18, 1, "dreaming", 0, 0),
         (19, 1, 0, "x", b"\0\0\0"),
@@ -198,7 +230,7 @@ def test_texts_of_a_peer_lose_their_control_characters_both_ways() -> None:
 def test_a_hostile_message_takes_no_memory_to_speak_of(filler: bytes) -> None:
     """Untyped, 256 KiB of empty containers unfold to 19 MB; here only what a type asks for is built."""
     count = (codec.MAX_MESSAGE - 16) // len(filler)
-    bodies = [b"\x94\x01\x01\xc3" + b"\xdd" + count.to_bytes(4, "big"), b"\x92\x46\xdd" + count.to_bytes(4, "big")]
+    bodies = [b"\x95\x01\x01\xc3\xc4\x08" + HASH + b"\xdd" + count.to_bytes(4, "big"), b"\x92\x46\xdd" + count.to_bytes(4, "big")]
     tracemalloc.start()
     for head in bodies:
         with contextlib.suppress(PeerError):
