@@ -10,7 +10,7 @@ import re
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from meshnode.address import Address, parse
 from meshnode.errors import ConfigurationError
@@ -31,6 +31,7 @@ METADATA = frozenset({"169.254.169.254", "fd00:ec2::254"})
 
 _PLAIN = re.compile(r"[A-Za-z0-9._:\[\]%-]{1,128}", re.ASCII)
 Key = NodeId | str
+Network = IPv4Network | IPv6Network
 
 
 def read_addr(text: str) -> Address | None:
@@ -56,6 +57,18 @@ def dialable(text: str, listen: Iterable[str]) -> bool:
         return True
     ip = getattr(ip, "ipv4_mapped", None) or ip
     return not (ip.is_multicast or ip.is_unspecified or (ip.is_reserved and not ip.is_loopback) or str(ip) in METADATA)
+
+
+def distance(addr: str, networks: Iterable[Network]) -> int:
+    """0 for an address on one of our own networks, 1 for another; 2 for one that is good on one cable only, or is none."""
+    address = read_addr(addr)
+    try:
+        ip = ip_address(address.host.partition("%")[0]) if address else None
+    except ValueError:
+        return 1
+    if ip is None or ip.is_link_local:
+        return 2
+    return 0 if any(ip in network for network in networks) else 1
 
 
 @dataclass
@@ -98,6 +111,10 @@ class Dialler:
         """Whom `addr` led to when it last led to a member."""
         return self._proven.get(addr)
 
+    def nodes(self) -> set[NodeId]:
+        """Those of the keys that are nodes."""
+        return {NodeId(key) for key in self.attempts if isinstance(key, bytes)}
+
     def want(self, key: Key, addrs: tuple[str, ...], *, expect: NodeId | None, at: float) -> None:
         """Dial `addrs` in turn until one leads to a link: first at `at`, or later while a back-off runs."""
         attempt = self.attempts.setdefault(key, Attempt(addrs, expect))
@@ -113,6 +130,12 @@ class Dialler:
 
     def forget(self, key: Key) -> None:
         self.attempts.pop(key, None)
+
+    def hurry(self, now: float) -> None:
+        """What waits is tried now: the network is another."""
+        for attempt in self.attempts.values():
+            if attempt.due is not None:
+                attempt.due, attempt.failures = min(attempt.due, now), 0
 
     def lost(self, key: Key, *, short: bool, at: float) -> None:
         """The link that `key` led to is gone. A `short` life counts as a failure: no pair links and breaks in a tight loop."""

@@ -33,4 +33,10 @@ class Notify(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-Effect = Dial | Close | Notify
+class Rekey(msgspec.Struct, frozen=True, kw_only=True):
+    """Another process has our identity and was there first: take a new key and start anew, for `reason`."""
+
+    reason: str
+
+
+Effect = Dial | Close | Notify | Rekey

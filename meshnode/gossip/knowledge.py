@@ -10,6 +10,7 @@ so that slower nodes do not bring it back.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import msgspec
 
 from meshnode.errors import PeerError
 from meshnode.gossip import limits
+from meshnode.gossip.digest import Hashes
 from meshnode.gossip.record import Gap, Record, apply, check, write
 from meshnode.names import NodeId
 from meshnode.wire.messages import RecordDelta
@@ -43,6 +45,8 @@ class Knowledge:
         self.me = me
         self.epoch = epoch
         self.beliefs: dict[NodeId, Belief] = {me: Belief(Record(origin=me, epoch=epoch), direct=True)}
+        self.hashes = Hashes()
+        """Of all records, ours included."""
         self.left: dict[NodeId, float] = {}
         """When we learned that a peer left; the earliest first."""
         self._started = now
@@ -55,6 +59,9 @@ class Knowledge:
         belief = self.beliefs.get(node)
         return belief.record if belief else None
 
+    def records(self) -> Iterator[Record]:
+        return (belief.record for belief in self.beliefs.values())
+
     def write(self, key: str, value: bytes | None) -> bool:
         """Change our own record. Raises ValueError when that breaks a limit by which the others would refuse it."""
         own = self.beliefs[self.me]
@@ -63,13 +70,13 @@ class Knowledge:
         record = write(own.record, key, value)
         if fault := limits.fault(record):
             raise ValueError(f"the key {key} cannot be advertised: that would make {fault}")
-        own.record = record
+        self._replace(own, record)
         return True
 
     def leave(self) -> None:
         """Our own leave, for our own view: the others learn it from the LEAVE frame."""
         own = self.beliefs[self.me]
-        own.record = msgspec.structs.replace(own.record, left=True)
+        self._replace(own, msgspec.structs.replace(own.record, left=True))
 
     def has_left(self, node: NodeId, epoch: int) -> bool:
         """Whether `node` itself told us that it leaves in `epoch`."""
@@ -88,6 +95,7 @@ class Knowledge:
         if belief.record.epoch == epoch and not belief.record.left:
             return False
         self._bytes -= belief.record.size
+        self.hashes.swap(belief.record, None)
         self.left.pop(node, None)
         self.beliefs[node] = Belief(Record(origin=node, epoch=epoch), direct=True)
         return True
@@ -152,6 +160,7 @@ class Knowledge:
             del self.left[node]
             record = self.beliefs.pop(node).record
             self._bytes -= record.size
+            self.hashes.swap(record, None)
             self._inter(node, record.epoch)
         return gone
 
@@ -196,9 +205,14 @@ class Knowledge:
         grown = self._bytes + record.size - belief.record.size
         if grown > limits.MAX_TOTAL_BYTES:
             raise limits.breach(f"records of more than {limits.MAX_TOTAL_BYTES} bytes in all")
-        self._bytes, belief.record = grown, record
+        self._bytes = grown
+        self._replace(belief, record)
         if record.left:
             self.left.setdefault(record.origin, now)
         else:
             self.left.pop(record.origin, None)
         return True
+
+    def _replace(self, belief: Belief, record: Record) -> None:
+        self.hashes.swap(belief.record, record)
+        belief.record = record

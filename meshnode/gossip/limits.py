@@ -19,6 +19,9 @@ GOSSIP_BYTES_PER_S = 1024.0 * 1024
 GOSSIP_BURST = 4 * GOSSIP_BYTES_PER_S
 FRAME_COST = 256
 """Bytes that a smaller frame counts as: handling it costs as much. That makes 4096 frames a second, where honest ones are ten."""
+DIGESTS_PER_S = 2.0
+PULLS_PER_S = 4.0
+"""Four times what an honest node sends. Each can be answered by many times its own bytes, which is why they are counted."""
 PENALTY_S = 60.0
 TOO_MUCH = 4429
 

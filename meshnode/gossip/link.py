@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from meshnode.gossip.effects import LinkId
+from meshnode.gossip.knowledge import Knowledge
 from meshnode.gossip.limits import Bucket
-from meshnode.gossip.record import Record, Stamp, claim, delta_for, delta_size
+from meshnode.gossip.record import Stamp, claim, delta_for, delta_size
+from meshnode.gossip.repair import Repair
 from meshnode.names import NodeId
 from meshnode.wire.codec import encode
 from meshnode.wire.messages import Delta, Hello, Leave, ModelState, Ping, Pong, RecordDelta
@@ -32,8 +34,6 @@ SILENT_CLOSE_S = 10.0
 RTT_WEIGHT = 0.25
 FRAME_COST = 8
 """Bytes around the records of a DELTA, at most."""
-
-Lookup = Callable[[NodeId], Record | None]
 
 
 def is_large_change(old: tuple[ModelState, ...], new: tuple[ModelState, ...]) -> bool:
@@ -60,10 +60,11 @@ class Link:
     hello: Hello
     addr: str
     dialled: bool
-    up_at: float
-    heard_at: float
     bucket: Bucket
-    next_ping: float
+    repair: Repair
+    up_at: float
+    heard_at: float = 0.0
+    next_ping: float = 0.0
     closing: bool = False
     silent: bool = False
     """The silence was noticed."""
@@ -86,13 +87,20 @@ class Link:
     @property
     def ready(self) -> bool:
         """Whether `next_frame` would probably give a frame."""
-        return not self.closing and (self._leave is not None or self._pong is not None or self._ping or self._delta)
+        due = self._leave is not None or self._pong is not None or self._ping or self._delta or self.repair.ready
+        return due and not self.closing
 
     def deadline(self) -> float:
         """When a flag has to be set, or the silence becomes too long."""
         silence_at = self.heard_at + (SILENT_CLOSE_S if self.silent else SILENCE_S)
-        deadline = min(self.next_ping, silence_at)
+        deadline = min(self.next_ping, silence_at, self.repair.deadline())
         return deadline if self._delta_at is None else min(deadline, self._delta_at)
+
+    def __post_init__(self) -> None:
+        self.heard_at = self.next_ping = self.up_at
+
+    def is_silent(self, now: float) -> bool:
+        return self.heard_at + SILENCE_S <= now
 
     def heard(self, now: float) -> None:
         """The peer sent something."""
@@ -104,6 +112,19 @@ class Link:
             self._ping, self.next_ping = True, now + HEARTBEAT_S
         if self._delta_at is not None and self._delta_at <= now:
             self._delta, self._delta_at = True, None
+        self.repair.advance(now)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something that the peer was not told yet."""
+        return bool(self._lacks)
+
+    def correct(self, origin: NodeId, stamp: Stamp | None) -> None:
+        """The peer says how far its account of `origin` reaches; None: it has none. That counts more than what we assumed."""
+        if stamp is None:
+            self._has.pop(origin, None)
+        else:
+            self._has[origin] = stamp
 
     def offer(self, origin: NodeId, at: float) -> None:
         """The record of `origin` is news that the peer may lack: tell it from `at` on, in the next batch."""
@@ -139,8 +160,9 @@ class Link:
         """We leave: LEAVE is the last that is said here."""
         self._leave = epoch
 
-    def next_frame(self, record: Lookup, load: tuple[ModelState, ...], now: float, room: int) -> bytes | None:
-        """The most urgent frame: LEAVE, PONG, PING, DELTA. None when there is nothing, or `room` bytes are too few for it."""
+    def next_frame(self, known: Knowledge, load: tuple[ModelState, ...], now: float, room: int) -> bytes | None:
+        """The most urgent frame: LEAVE, PONG, PING, DELTA, then what repairs. None when there is nothing, or `room` bytes are too
+        few for it."""
         if self.closing:
             return None
         if self._leave is not None:
@@ -149,10 +171,10 @@ class Link:
             return self._fitting(encode(Pong(self._pong, load)), room, self._pong_sent)
         if self._ping:
             want_pong = self._sequence % PONG_EVERY == 0
-            return self._fitting(
-                encode(Ping(self._sequence, want_pong, load)), room, lambda: self._ping_sent(want_pong, load, now)
-            )
-        return self._next_delta(record, now, min(room, MAX_DELTA_BYTES)) if self._delta else None
+            ping = Ping(self._sequence, want_pong, known.hashes.state, load)
+            return self._fitting(encode(ping), room, lambda: self._ping_sent(want_pong, load, now))
+        delta = self._next_delta(known, now, min(room, MAX_DELTA_BYTES)) if self._delta else None
+        return delta or self.repair.next_frame(known.hashes, known.records, now, room)
 
     def _fitting(self, raw: bytes, room: int, sent: Callable[[], None]) -> bytes | None:
         if len(raw) > room:
@@ -172,15 +194,15 @@ class Link:
         self._ping, self._last_ping, self._load_sent = False, now, load
         self._sequence += 1
 
-    def _next_delta(self, record: Lookup, now: float, room: int) -> bytes | None:
+    def _next_delta(self, known: Knowledge, now: float, room: int) -> bytes | None:
         deltas: list[RecordDelta] = []
         room -= FRAME_COST
         for origin in [origin for origin, at in self._lacks.items() if at <= now]:
-            known, news = self._has.get(origin), record(origin)
-            if news is None or news.version == 0 or (known is not None and news.stamp <= known):
+            theirs, news = self._has.get(origin), known.record(origin)
+            if news is None or news.version == 0 or (theirs is not None and news.stamp <= theirs):
                 del self._lacks[origin]
                 continue
-            delta = delta_for(news, known, room)
+            delta = delta_for(news, theirs, room)
             if delta is None:
                 break
             room -= delta_size(delta)

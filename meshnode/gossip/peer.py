@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from meshnode.gossip.hello import life
 from meshnode.gossip.link import Link
 from meshnode.names import NodeId
 from meshnode.wire.messages import Hello, ModelState
@@ -34,14 +35,15 @@ class Peer:
 def surplus(links: list[Link], *, me: NodeId, peer: NodeId) -> list[tuple[Link, str]]:
     """Which of several links to one peer to close, and why; `links` in the order in which they came up.
 
-    Both ends must come to the same answer, whatever order they saw, or a pair could close both links. A link of another epoch
-    than the newest link's is left over from the peer's earlier life. Of two that were dialled from both ends, the one dialled
-    by the lower id stays. Of two dialled from the same end only the end with the lower id closes one: only one end decides, so
-    one stays.
+    Both ends must come to the same answer, whatever order they saw, or a pair could close both links. A link of another life
+    than the newest link's is left over from an earlier one (`Engine.judge` has seen to it that it is silent). Of two that were
+    dialled from both ends, the one dialled by the lower id stays. Of two dialled from the same end only the end with the lower id
+    closes one: only one end decides, so one stays.
     """
     live = [link for link in links if not link.closing]
-    stale = [(link, "superseded by the peer's new start") for link in live if link.hello.epoch != live[-1].hello.epoch]
-    current = [link for link in live if link.hello.epoch == live[-1].hello.epoch]
+    newest = life(live[-1].hello)
+    stale = [(link, "superseded by the peer's new start") for link in live if life(link.hello) != newest]
+    current = [link for link in live if life(link.hello) == newest]
     by_lower = [link for link in current if link.dialled == (me < peer)]
     by_higher = [link for link in current if link.dialled != (me < peer)]
     doubled = by_higher if by_lower else []

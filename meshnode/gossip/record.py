@@ -5,8 +5,8 @@ Only the origin writes its record. It counts its writes, so a key's version tell
 of the process and replaces everything. The join is commutative, associative and idempotent, whoever relayed what in which
 order.
 
-Contiguity is what lets a version stand for everything before it: a delta that starts beyond what we have is refused (`Gap`),
-since applying it would leave a hole that nobody would ever know of.
+Contiguity is what lets a version stand for everything before it: a delta that starts beyond what we have is not applied (`Gap`),
+since that would leave a hole that nobody would ever know of.
 """
 
 from collections.abc import Mapping
@@ -25,12 +25,15 @@ ENTRY_COST = 20
 
 
 class Gap(PeerError):
-    """The delta starts beyond what we have.
+    """The delta starts beyond what we `have`: the rest has to be asked for.
 
     Among honest nodes that only happens after one of them lost its memory of the other (a forgotten record, a forged one
-    replaced): links are reliable and ordered. There is no frame to ask again with, so the link is closed: it comes back with
-    nothing assumed.
+    replaced): links are reliable and ordered.
     """
+
+    def __init__(self, message: str, *, have: int) -> None:
+        super().__init__(message)
+        self.have = have
 
 
 class Stamp(NamedTuple):
@@ -123,7 +126,7 @@ def apply(have: Record | None, delta: RecordDelta) -> Record:
     """`have` with what `delta` adds. Raises Gap. A delta of an earlier epoch adds nothing."""
     known = have.version if have and have.epoch == delta.epoch else 0
     if delta.from_version > known and not (have and have.epoch > delta.epoch):
-        raise Gap(f"Delta: starts at version {delta.from_version} and we have {known}")
+        raise Gap(f"Delta: starts at version {delta.from_version} and we have {known}", have=known)
     news = Record(
         origin=delta.origin,
         epoch=delta.epoch,

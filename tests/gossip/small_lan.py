@@ -2,7 +2,7 @@
 
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -12,10 +12,11 @@ from meshnode.gossip.engine import Engine
 from meshnode.gossip.member import Member
 from meshnode.names import MeshId, NodeId
 from meshnode.wire.codec import decode
-from meshnode.wire.messages import Delta, Leave, Ping, Pong
+from meshnode.wire.messages import Gossip
 
 MESH = MeshId(b"one-mesh")
 ROOM = 64 * 1024
+ANY_HASH = bytes(8)
 
 
 def node_id(number: int) -> NodeId:
@@ -23,7 +24,13 @@ def node_id(number: int) -> NodeId:
 
 
 def make_engine(
-    number: int, *, seeds: tuple[str, ...] = (), epoch: int = 1, now: float = 0.0, rng: random.Random | None = None
+    number: int,
+    *,
+    seeds: tuple[str, ...] = (),
+    remembered: Mapping[NodeId, tuple[str, ...]] | None = None,
+    epoch: int = 1,
+    now: float = 0.0,
+    rng: random.Random | None = None,
 ) -> Engine:
     return Engine(
         node=node_id(number),
@@ -31,8 +38,10 @@ def make_engine(
         name=f"n{number:02}",
         version="0.1",
         epoch=epoch,
+        instance=epoch.to_bytes(8, "big"),
         listen=(f"10.0.0.{number}:4850",),
         seeds=seeds,
+        remembered=remembered or {},
         rng=rng or random.Random(number),
         now=now,
     )
@@ -119,7 +128,7 @@ class Lan:
     def routable(self, node: Node) -> set[str]:
         return {name for name, member in self.members(node).items() if member.routable}
 
-    def send(self, node: Node, to: Node, frame: Ping | Pong | Delta | Leave) -> None:
+    def send(self, node: Node, to: Node, frame: Gossip) -> None:
         """A frame that the engine of `node` would not send."""
         end = next(end for end in node.links.values() if end.other and end.other.node is to)
         self._carry(end, lambda other: self._receive(other, frame, 100))
@@ -142,16 +151,22 @@ class Lan:
             self._later(lambda: self._dial_failed(node, dial.addr, "connection refused"))
             return
         near, far = End(node, LinkId(next(self._count))), End(target, LinkId(next(self._count)))
-        try:
-            target.engine.judge(node.engine.hello(), proven=node_id(node.number))
-            node.engine.judge(target.engine.hello(), proven=node_id(target.number))
-        except PeerError as error:
-            reason = error.message
+        refused = [self._judge(target, node, f"10.0.0.{node.number}:50000"), self._judge(node, target, dial.addr)]
+        if reason := next(filter(None, refused), ""):
             self._later(lambda: self._dial_failed(node, dial.addr, reason))
             return
         near.other, far.other = far, near
         self._carry_to(near, lambda: self._up(near, far, dial.addr, dialled=True))
         self._up(far, near, f"10.0.0.{node.number}:50000", dialled=False)
+
+    def _judge(self, node: Node, other: Node, addr: str) -> str:
+        """Both ends have sent their HELLO before either judges."""
+        hello = other.engine.hello(node_id(node.number))
+        try:
+            node.engine.judge(hello, proven=node_id(other.number), addr=addr, now=self.now)
+        except PeerError as error:
+            return error.message
+        return ""
 
     def _up(self, end: End, other: End, addr: str, *, dialled: bool) -> None:
         node = end.node
@@ -161,7 +176,8 @@ class Lan:
             self._dial_failed(node, addr, "closed in the handshake")
         else:
             node.links[end.link] = end
-            node.engine.link_up(end.link, other.node.engine.hello(), addr=addr, dialled=dialled, now=self.now)
+            hello = other.node.engine.hello(node_id(node.number))
+            node.engine.link_up(end.link, hello, addr=addr, dialled=dialled, now=self.now)
             self.touch(node)
 
     def _dial_failed(self, node: Node, addr: str, reason: str) -> None:
@@ -208,10 +224,10 @@ class Lan:
 
     def _deliver(self, end: End, message: bytes) -> None:
         for frame in decode(message):
-            assert isinstance(frame, Ping | Pong | Delta | Leave)
+            assert isinstance(frame, Gossip)
             self._receive(end, frame, len(message))
 
-    def _receive(self, end: End, frame: Ping | Pong | Delta | Leave, size: int) -> None:
+    def _receive(self, end: End, frame: Gossip, size: int) -> None:
         if end.link not in end.node.links:
             return
         try:

@@ -9,6 +9,7 @@ from meshnode.gossip.effects import LinkId
 from meshnode.gossip.limits import Bucket
 from meshnode.gossip.link import Link, is_large_change
 from meshnode.gossip.peer import surplus
+from meshnode.gossip.repair import Repair
 from meshnode.names import ModelDigest
 from meshnode.wire.messages import ModelState
 
@@ -17,13 +18,12 @@ def make_link(number: int, *, dialled: bool, peer: int = 2, epoch: int = 1) -> L
     return Link(
         id=LinkId(number),
         peer=node_id(peer),
-        hello=make_engine(peer, epoch=epoch).hello(),
+        hello=make_engine(peer, epoch=epoch).hello(node_id(1)),
         addr="10.0.0.2:4850",
         dialled=dialled,
-        up_at=0.0,
-        heard_at=0.0,
         bucket=Bucket(1, 1, now=0.0),
-        next_ping=0.0,
+        repair=Repair(now=0.0),
+        up_at=0.0,
     )
 
 

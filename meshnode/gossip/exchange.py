@@ -1,0 +1,141 @@
+"""How records travel: what a peer's frames about them mean, and whom else that is news for (pure).
+
+News goes to everyone but who told it: our own in the next batch, others' after a pause in which most show that they have it.
+"""
+
+import random
+
+from meshnode.errors import PeerError
+from meshnode.gossip import view
+from meshnode.gossip.digest import bucket_of, decode_buckets
+from meshnode.gossip.effects import LinkId
+from meshnode.gossip.knowledge import Knowledge
+from meshnode.gossip.link import Link
+from meshnode.gossip.notices import Notices
+from meshnode.gossip.peer import Peer
+from meshnode.gossip.record import Gap, Record, Stamp
+from meshnode.gossip.roster import Roster
+from meshnode.names import NodeId
+from meshnode.wire.messages import Pull, RecordDelta, Version, Versions
+
+RELAY_S = 0.1
+RELAY_JITTER_S = 0.1
+"""Long enough to see that the other one has the news already: jitter above a LAN's round trip halves the copies."""
+NORMAL = 1000
+
+
+class Exchange:
+    """The traffic of records between `known` and the peers."""
+
+    def __init__(
+        self,
+        *,
+        known: Knowledge,
+        peers: dict[NodeId, Peer],
+        links: dict[LinkId, Link],
+        roster: Roster,
+        notices: Notices,
+        rng: random.Random,
+    ) -> None:
+        self._known = known
+        self._peers = peers
+        self._links = links
+        self._roster = roster
+        self._notices = notices
+        self._rng = rng
+
+    def introduce(self, link: Link, now: float) -> None:
+        """Everything is news on a new link: ourselves at once, and as for the rest chance decides who of the two tells it."""
+        link.offer(self._known.me, now)
+        link.advance(now)
+        at = now + self._rng.uniform(0, RELAY_JITTER_S)
+        for node in self._known.beliefs:
+            link.offer(node, at)
+
+    def spread_own(self, now: float) -> None:
+        self._spread(self._known.me, None, at=now, now=now)
+
+    def changed(self, node: NodeId, source: Link | None, now: float) -> None:
+        """The record of `node` is another, by what `source` said: tell the shell, and everyone else."""
+        record = self._known.beliefs[node].record
+        name = self._roster.name(node)
+        if record.left:
+            self._notices.notify("left", node, f"{name} left the mesh")
+            for link in self._peers.get(node, Peer()).links:
+                self._notices.close(link, NORMAL, "left the mesh")
+            self._notices.verdict(node, now)
+        else:
+            self._notices.notify("changed", node, f"record of {name}, version {record.version}")
+        self._spread(node, source, at=now + RELAY_S + self._rng.uniform(0, RELAY_JITTER_S), now=now)
+
+    def learn(self, source: Link, delta: RecordDelta, now: float) -> bool:
+        """Take in what `source` says of one record; whether that changed it. Raises PeerError when it may not say that."""
+        if delta.origin == source.peer and delta.epoch != source.hello.epoch:
+            raise PeerError(f"Delta: its own record of epoch {delta.epoch}, on a link of epoch {source.hello.epoch}")
+        new = delta.origin not in self._known.beliefs
+        try:
+            changed = self._take(source, delta, now)
+        except Gap as gap:
+            source.repair.want(delta.origin, epoch=delta.epoch, from_version=gap.have)
+            return False
+        if delta.origin in self._known.beliefs:
+            source.told(delta)
+        if not changed:
+            return False
+        if new:
+            self._notices.notify("joined", delta.origin, f"heard of from {self._roster.name(source.peer)}")
+        if keys := view.unreadable(delta.entries):
+            self._notices.notify("changed", delta.origin, f"unreadable record: {', '.join(keys[:3])}")
+        self.changed(delta.origin, source, now)
+        return True
+
+    def reconcile(self, link: Link, theirs: Versions, now: float) -> None:
+        """Offer what the peer lacks, and want what we lack."""
+        for version in theirs.versions:
+            ours, stamp = self._known.record(version.origin), _stamp(version)
+            if ours is not None:
+                link.correct(version.origin, stamp)
+            if ours is not None and ours.stamp > stamp:
+                link.offer(version.origin, now)
+            elif (ours is None or ours.stamp < stamp) and self._may_tell(link, version.origin):
+                link.repair.want(version.origin, epoch=stamp.epoch, from_version=_from(ours, stamp))
+        covered, listed = decode_buckets(theirs.buckets), {version.origin for version in theirs.versions}
+        for record in self._known.records():
+            if record.origin not in listed and not record.left and bucket_of(record.origin) in covered:
+                link.correct(record.origin, None)
+                link.offer(record.origin, now)
+
+    def answer(self, link: Link, pull: Pull, now: float) -> None:
+        """The peer has no more than it says there."""
+        for want in pull.wants:
+            if self._known.record(want.origin) is not None:
+                link.correct(want.origin, Stamp(want.epoch, False, 0, want.from_version))
+                link.offer(want.origin, now)
+
+    def _take(self, source: Link, delta: RecordDelta, now: float) -> bool:
+        if delta.origin == source.peer:
+            return self._known.own_word(delta, now=now)
+        linked = self._is_linked(delta.origin)
+        return self._known.hearsay(delta, teller=source.peer, linked=linked, now=now)
+
+    def _is_linked(self, node: NodeId) -> bool:
+        peer = self._peers.get(node)
+        return bool(peer and peer.links)
+
+    def _may_tell(self, link: Link, origin: NodeId) -> bool:
+        """Nobody tells us about ourselves, and of a node that we are linked with nobody but that node (design D8)."""
+        return origin == link.peer or (origin != self._known.me and not self._is_linked(origin))
+
+    def _spread(self, node: NodeId, source: Link | None, *, at: float, now: float) -> None:
+        for link in self._links.values():
+            if link is not source:
+                link.offer(node, at)
+                link.advance(now)
+
+
+def _stamp(version: Version) -> Stamp:
+    return Stamp(version.epoch, version.left, version.incarnation, version.version)
+
+
+def _from(ours: Record | None, stamp: Stamp) -> int:
+    return ours.version if ours is not None and ours.epoch == stamp.epoch else 0
