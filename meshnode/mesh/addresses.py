@@ -1,45 +1,67 @@
-"""Where other nodes can dial this one."""
+"""Where other nodes can dial this one: what our record says, and what mDNS says to the neighbours."""
 
-import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
 import trio
 
 from meshnode.address import Address
+from meshnode.mesh.interfaces import MAX_TOLD, Interface, link_local, scan, told
 from meshnode.mesh.listen import local_address
 
-_ELSEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
-"""Addresses of the documentation ranges: only the route towards them is looked up, nothing is sent."""
+_LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
 
-def advertised(listeners: Sequence[trio.SocketListener], given: Sequence[Address]) -> tuple[str, ...]:
-    """What to tell other nodes: what the operator gave, else where the listeners are bound, a wildcard replaced by our address.
+def advertised(
+    listeners: Sequence[trio.SocketListener], given: Sequence[Address], interfaces: Sequence[Interface] | None = None
+) -> tuple[str, ...]:
+    """What to tell other nodes: what the operator gave, else where the listeners are bound, a wildcard replaced by our addresses.
 
-    A port that was given as the default, while another was bound, is the operator's wish: a forwarded port looks like that.
+    Call it again whenever `interfaces` (default: those of now) have changed. A port that was given as the default, while another
+    was bound, is the operator's wish: a forwarded port looks like that.
     """
     if given:
         return tuple(str(address) for address in given)
-    found = [Address(host, bound.port) for bound in map(local_address, listeners) for host in _reachable(bound.host)]
-    return tuple(dict.fromkeys(str(address) for address in found))
+    found = _reachable(listeners, told(scan() if interfaces is None else interfaces))
+    return tuple(dict.fromkeys(str(address) for address in found if not _is_on_one_link(address.host)))[:MAX_TOLD]
 
 
-def _reachable(host: str) -> list[str]:
+def announced(
+    listeners: Sequence[trio.SocketListener], given: Sequence[Address], interfaces: Sequence[Interface]
+) -> tuple[int, tuple[str, ...]]:
+    """The port and the hosts for mDNS, which has room for one port and for IP addresses only.
+
+    IPv6 link-local addresses are among them, without scope: who hears them knows on which link. The port is 0 without any.
+    """
+    hosts = told(interfaces) + link_local(interfaces)
+    found = [address for address in given or _reachable(listeners, hosts) if _version(address.host)]
+    port = found[0].port if found else 0
+    return port, tuple(dict.fromkeys(address.host.partition("%")[0] for address in found if address.port == port))
+
+
+def _reachable(listeners: Sequence[trio.SocketListener], hosts: Sequence[str]) -> list[Address]:
+    """A listener bound to one address means that one; wildcards mean `hosts`; loopback only if nothing else is left."""
+    bound = [local_address(listener) for listener in listeners]
+    wild = [address for address in bound if address.is_wildcard]
+    fixed = [address for address in bound if not address.is_wildcard]
+    loopback = [Address(_LOOPBACK[_version(address.host)], address.port) for address in wild]
+    return fixed + list(_replaced(wild, hosts)) or loopback
+
+
+def _replaced(wild: Sequence[Address], hosts: Sequence[str]) -> Iterator[Address]:
+    for host in hosts:
+        for address in wild:
+            if _version(address.host) == _version(host):
+                yield Address(host, address.port)
+
+
+def _version(host: str) -> int:
+    """4 or 6; 0 for a name."""
     try:
-        is_wildcard = ip_address(host.partition("%")[0]).is_unspecified
+        return ip_address(host).version
     except ValueError:
-        is_wildcard = False
-    if not is_wildcard:
-        return [host]
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return [found] if (found := _own_address(family)) else ["127.0.0.1"] * (family == socket.AF_INET)
+        return 0
 
 
-def _own_address(family: socket.AddressFamily) -> str:
-    """The source address of the default route; empty without one, or when it is good on this link only."""
-    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((_ELSEWHERE[family], 9))
-        found = str(probe.getsockname()[0])
-        return "" if ip_address(found.partition("%")[0]).is_link_local else found
-    return ""
+def _is_on_one_link(host: str) -> bool:
+    return _version(host) == 6 and ip_address(host).is_link_local
