@@ -62,19 +62,23 @@ def node_of(name: str, service_type: str) -> NodeId | None:
 def read(
     node: NodeId,
     properties: Mapping[bytes, bytes | None],
-    port: int | None,
-    addresses: Iterable[IPv4Address | IPv6Address],
+    places: Iterable[tuple[IPv4Address | IPv6Address, int]],
     *,
     loopback: bool,
 ) -> Found | None:
-    """The announcement of `node`; None if it is malformed or leads nowhere. `loopback`: whether this machine may be meant."""
+    """The announcement of `node`, which is at `places` (address and port); None if it is malformed or leads nowhere.
+
+    `loopback`: whether this machine may be meant.
+    """
     values = {key: _text(properties.get(key)) for key in (b"mesh", b"id", b"proto")}
     protocol = _PROTOCOL.fullmatch(values[b"proto"])
-    if values[b"id"] != node.hex() or not _MESH.fullmatch(values[b"mesh"]) or not protocol or not port:
+    if values[b"id"] != node.hex() or not _MESH.fullmatch(values[b"mesh"]) or not protocol:
         return None
     low, high = map(int, protocol.groups())
-    usable = sorted((ip for ip in addresses if _leads_somewhere(ip, loopback=loopback)), key=lambda ip: ip.is_link_local)
-    addrs = tuple(dict.fromkeys(str(Address(str(ip), port)) for ip in usable))
+    usable = sorted(
+        (place for place in places if _leads_somewhere(*place, loopback=loopback)), key=lambda place: place[0].is_link_local
+    )
+    addrs = tuple(dict.fromkeys(str(Address(str(ip), port)) for ip, port in usable))
     if low > high or not addrs:
         return None
     mesh = MeshId(bytes.fromhex(values[b"mesh"]))
@@ -86,8 +90,8 @@ def _text(value: bytes | None) -> str:
     return value.decode("ascii", "replace") if value and len(value) <= _MAX_VALUE else ""
 
 
-def _leads_somewhere(ip: IPv4Address | IPv6Address, *, loopback: bool) -> bool:
+def _leads_somewhere(ip: IPv4Address | IPv6Address, port: int, *, loopback: bool) -> bool:
     """A stranger must not make us dial a service of our own machine, so loopback is for nodes that have nothing else."""
     if ip.version == 6 and ip.is_link_local and not getattr(ip, "scope_id", None):
         return False
-    return not ip.is_multicast and not ip.is_unspecified and (loopback or not ip.is_loopback)
+    return port > 0 and not ip.is_multicast and not ip.is_unspecified and (loopback or not ip.is_loopback)

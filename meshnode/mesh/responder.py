@@ -14,6 +14,8 @@ What `zeroconf` cannot do, or does otherwise than we need:
 import asyncio
 import errno
 import logging
+import socket
+import struct
 import sys
 import threading
 import time
@@ -24,6 +26,7 @@ from random import sample
 
 from zeroconf import (  # type: ignore[attr-defined]  # the records are there for us, only not in its list of exports
     DNSPointer,
+    DNSRecord,
     DNSService,
     Error,
     IPVersion,
@@ -31,6 +34,7 @@ from zeroconf import (  # type: ignore[attr-defined]  # the records are there fo
     RecordUpdateListener,
     ServiceStateChange,
     Zeroconf,
+    current_time_millis,
 )
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
@@ -71,6 +75,23 @@ def sockets(interfaces: Sequence[Interface]) -> list[str | int]:
 
 def _ips(interface: Interface, *versions: int) -> list[IPv4Address | IPv6Address]:
     return [network.ip for network in interface.networks if network.version in (versions or (4, 6))]
+
+
+def _takes_part(where: str | int) -> bool:
+    """Whether multicast can be joined there. `zeroconf` tries as well, and gives up on all interfaces if one has gone."""
+    is_ipv6 = isinstance(where, int)
+    try:
+        with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            if isinstance(where, int):
+                group = socket.inet_pton(socket.AF_INET6, "ff02::fb") + struct.pack("@I", where)
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+            else:
+                probe.setsockopt(
+                    socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("224.0.0.251") + socket.inet_aton(where)
+                )
+    except OSError:
+        return False
+    return True
 
 
 class Responder(RecordUpdateListener):
@@ -131,6 +152,9 @@ class Responder(RecordUpdateListener):
                 return ""
             self._loop = asyncio.get_running_loop()
         try:
+            self._sockets = [each for each in self._sockets if _takes_part(each)]
+            if not self._sockets:
+                return "no interface takes part in multicast"
             service = AsyncZeroconf(interfaces=self._sockets)
             try:
                 return await self._serve(service, on_air)
@@ -246,7 +270,7 @@ class Responder(RecordUpdateListener):
         if _is_bloated(zeroconf, name):
             return
         if info.load_from_cache(zeroconf):
-            self._read(node, info)
+            self._read(zeroconf, node, info)
         elif node not in self._asked and len(self._asked) < _MAX_ASKED:
             self._asked[node] = asyncio.create_task(self._ask(zeroconf, node, info))
 
@@ -254,20 +278,27 @@ class Responder(RecordUpdateListener):
         try:
             with suppress(Error):  # it was closed meanwhile
                 if await info.async_request(zeroconf, _ASK_MS):
-                    self._read(node, info)
+                    self._read(zeroconf, node, info)
         finally:
             del self._asked[node]
 
-    def _read(self, node: NodeId, info: AsyncServiceInfo) -> None:
-        addresses: list[IPv4Address | IPv6Address] = [*info.ip_addresses_by_version(IPVersion.All)]
+    def _read(self, zeroconf: Zeroconf, node: NodeId, info: AsyncServiceInfo) -> None:
+        """A copied node announces another port under the same name: every port counts, where `info` has but one."""
+        ports = [record.port for record in _current(zeroconf, info.name) if isinstance(record, DNSService)]
+        places = [(ip, port) for port in reversed(ports) for ip in info.ip_addresses_by_version(IPVersion.All)]
         if node == self._own.node:
-            addresses = [ip for ip in addresses if not self._is_ours(str(ip), info.port)]
-        if found := read(node, info.properties, info.port, addresses, loopback=self._loopback):
+            places = [place for place in places if not self._is_ours(*place)]
+        if found := read(node, info.properties, places, loopback=self._loopback):
             self._tell(node, found)
 
-    def _is_ours(self, host: str, port: int | None) -> bool:
+    def _is_ours(self, ip: IPv4Address | IPv6Address, port: int) -> bool:
         """Our own announcement comes back to us. With another address it is that of a copy of us, which must be heard of."""
-        return port == self._own.port and host.partition("%")[0] in self._ours
+        return port == self._own.port and str(ip).partition("%")[0] in self._ours
+
+
+def _current(zeroconf: Zeroconf, name: str) -> list[DNSRecord]:
+    now = current_time_millis()
+    return [record for record in zeroconf.cache.async_entries_with_name(name) if not record.is_expired(now)]
 
 
 def _is_bloated(zeroconf: Zeroconf, name: str) -> bool:
