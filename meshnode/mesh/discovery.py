@@ -119,13 +119,10 @@ class Discovery:
         )
 
     def _enter(self, state: State, reason: str = "") -> None:
-        if (state, reason) == (self._state, self._reason):
-            return
-        self._state, self._reason, self._since = state, reason, trio.current_time()
-        if state is State.OFF:
-            _log.warning("mDNS is off: %s. Nodes are found by address only. Next attempt in %.0f s", reason, RETRY_S)
-        elif state is State.ON:
-            _log.info("mDNS is on: %s", ", ".join(self.report().interfaces))
+        if (state, reason) != (self._state, self._reason):
+            self._state, self._reason, self._since = state, reason, trio.current_time()
+            if state is State.OFF:
+                _log.warning("mDNS is off: %s. Nodes are found by address only. Next attempt in %.0f s", reason, RETRY_S)
 
     async def _stay(self) -> str:
         """Be on the air until we move. Returns why that cannot be, if it cannot."""
@@ -172,6 +169,7 @@ class Discovery:
     def _on_air(self, responder: "Responder") -> None:
         if responder is self._responder:
             self._enter(State.ON)
+            _log.info("mDNS is on: %s", ", ".join(self.report().interfaces))
 
     def _tell(self, node: NodeId, found: Found | None) -> None:
         """Runs outside every task, where an exception would end trio: a bug of the callbacks is only logged."""

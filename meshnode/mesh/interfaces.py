@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_interface
 
 import ifaddr
 
@@ -90,6 +90,11 @@ def listening(hosts: Iterable[str], interfaces: Sequence[Interface]) -> tuple[In
     wanted = {host.partition("%")[0] for host in hosts}
     having = tuple(each for each in interfaces if any(_bare(network) in wanted for network in each.networks))
     return having or tuple(each for each in interfaces if not each.is_loopback and not _VIRTUAL.fullmatch(each.name))
+
+
+def subnets(interfaces: Sequence[Interface]) -> tuple[IPv4Network | IPv6Network, ...]:
+    """The networks on which other machines may be our neighbours."""
+    return tuple(network.network for interface in interfaces if _is_lan(interface) for network in interface.networks)
 
 
 def nearest(addrs: Sequence[str], interfaces: Sequence[Interface]) -> tuple[str, ...]:

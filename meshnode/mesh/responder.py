@@ -57,7 +57,9 @@ _AGAIN_S = 5.0
 """At least between two looks at a service that says the same as before, which only means that it is there."""
 _TIDY_S = 30.0
 _INCOMPLETE_S = 3.0
-"""IPv6 addresses cannot be bound for a second or two after an interface came up."""
+"""Between attempts where some interface does not work yet."""
+_FIRST_TRIES, _FIRST_PAUSE_S = 8, 0.5
+"""Where none works yet: IPv6 addresses cannot be bound for a second or two after an interface came up."""
 _POINTER, _ADDRESSES, _CLASS_IN = 12, (1, 28), 1
 """Record types PTR, A and AAAA."""
 
@@ -167,7 +169,12 @@ class Responder(RecordUpdateListener):
     async def _serve(self, service: AsyncZeroconf, on_air: Callable[[], None]) -> str:
         zeroconf = service.zeroconf
         await zeroconf.async_wait_for_start()
-        if not zeroconf.engine.senders:
+        for _ in range(_FIRST_TRIES):
+            if zeroconf.engine.senders or self._stopping.is_set():
+                break
+            await asyncio.sleep(_FIRST_PAUSE_S)
+            await service.async_update_interfaces(self._sockets)
+        else:
             return "no interface takes part in multicast"
         zeroconf.async_add_listener(self, None)
         browser = AsyncServiceBrowser(zeroconf, self._type, handlers=[self._on_change])
