@@ -23,6 +23,10 @@ TOKEN_VARIABLE = "MESHNODE_TOKEN"  # noqa: S105 - a variable's name
 """A secret: never kept in `Settings`, and `take_token` takes it out of the environment before a child process can inherit it."""
 
 
+_ON_BY_DEFAULT = frozenset({"worker", "mdns"})
+"""Switches whose flag turns them off."""
+
+
 class Kind(StrEnum):
     TEXT = "text"
     NUMBER = "number"
@@ -40,7 +44,7 @@ class Option(NamedTuple):
 
     @property
     def flag(self) -> str:
-        return "--no-worker" if self.key == "worker" else f"--{self.key.replace('_', '-')}"
+        return f"--{'no-' * (self.key in _ON_BY_DEFAULT)}{self.key.replace('_', '-')}"
 
     @property
     def variable(self) -> str:
@@ -62,6 +66,7 @@ OPTIONS = (
         "where other nodes reach this one; repeatable (default: port 4850)",
     ),
     Option("peer", Kind.LIST, "HOST[:PORT]", "a node of the mesh to link with; repeatable"),
+    Option("mdns", Kind.SWITCH, "", "neither announce this node on the network nor look for others there"),
     Option("advertise", Kind.LIST, "HOST[:PORT]", "the addresses to tell other nodes, instead of those found"),
     Option("token_file", Kind.TEXT, "PATH", "file with the mesh's token (also: MESHNODE_TOKEN)"),
     Option("data_dir", Kind.TEXT, "PATH", "this node's keys, token and state"),
@@ -96,6 +101,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All interfaces: a mesh port that the LAN cannot reach is of no use."""
     peer: tuple[Address, ...] = ()
     """Seeds. One is enough to join; more survive the absence of one."""
+    mdns: bool = True
+    """Off for a network where nobody should learn that a mesh exists; then nodes are found by address alone."""
     advertise: tuple[Address, ...] = ()
     """None: the addresses of this machine. Needed behind a forwarded port or in a container."""
     token_file: Path | None = None
@@ -217,7 +224,7 @@ def _nearest(name: str, known: Collection[str]) -> str:
 
 
 def _checked(values: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
-    checked: dict[str, Any] = {key: values[key] for key in ("worker", "insecure_api") if key in values}
+    checked: dict[str, Any] = {key: values[key] for key in ("worker", "mdns", "insecure_api") if key in values}
     checked["name"] = _node_name(values.get("name"))
     checked["data_dir"] = _data_dir(values, environment)
     checked |= {key: _addresses(values[key], key) for key in ("mesh", "peer", "advertise") if key in values}

@@ -3,6 +3,7 @@
     lock        held (flock) by the running node, with its pid inside
     node.key    the node's long-lived key
     token       the mesh's token
+    peers.json  addresses to dial after a restart
     epoch       the last epoch used, so that each start has a higher one
     run.json    while a node runs: where its API is, and the admin secret for it
     cache/      digests of model files

@@ -151,8 +151,16 @@ class WorkerCrashed(ServingError):
 
 
 class LinkLost(ServingError):
+    """`close_code` is what the peer closed the link with; 0 when it did not say."""
+
     status = 502
     code = "link_lost"
+
+    def __init__(
+        self, message: str, *, hint: str = "", param: str | None = None, retry_after: float | None = None, close_code: int = 0
+    ) -> None:
+        super().__init__(message, hint=hint, param=param, retry_after=retry_after)
+        self.close_code = close_code
 
 
 class DeadlineExceeded(ServingError):

@@ -9,7 +9,7 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.resources import files
@@ -19,29 +19,28 @@ from typing import Any
 import msgspec
 import trio
 
-from meshnode import __version__, status
-from meshnode.address import Address
+from meshnode import __version__, credentials, status
+from meshnode.address import MESH_PORT, Address, parse
 from meshnode.api.app import App
 from meshnode.api.limits import Limits
 from meshnode.api.server import serve
 from meshnode.backend import Backend, Events
 from meshnode.bridges import registry
-from meshnode.datadir import DataDir
 from meshnode.dispatch import Answer, Dispatcher
-from meshnode.errors import ConfigurationError, ModelUnavailable
+from meshnode.errors import ConfigurationError, InvalidRequest, ModelUnavailable
 from meshnode.gossip.effects import Notify
-from meshnode.gossip.engine import Engine
 from meshnode.gossip.member import Member, Model
-from meshnode.identity import make_identity, new_node_key
+from meshnode.gossip.view import MEMORY
 from meshnode.inference import Request
-from meshnode.mesh.addresses import advertised
 from meshnode.mesh.listen import local_address, open_mesh_listeners
+from meshnode.mesh.membership import Membership
 from meshnode.mesh.mesh import Mesh
 from meshnode.names import NodeId, short
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
 from meshnode.start import Running, Start
 from meshnode.wire.codec import encode_value
 from meshnode.wire.messages import ModelState
+from meshnode.worker.machine import Memory
 from meshnode.worker.supervisor import State, Worker
 
 log = logging.getLogger("meshnode.node")
@@ -56,24 +55,102 @@ PUBLISH_APART_S = 0.1
 class Node:
     """This node as the API sees it, and the join between its own backends and the gossip about them."""
 
-    mesh: Mesh
-    """Set before anything runs: the two know each other, and one has to be made first."""
+    membership: Membership
+    """The current one, from the first `live` on."""
 
-    def __init__(self, running: Running, me: NodeId, engine: Engine, workers: tuple[Worker, ...]) -> None:
-        self.name = running.name
-        self._running = running
-        self._me = me
-        self._engine = engine
-        self._workers = workers
+    def __init__(self, start: Start, *, api: str, listeners: Sequence[trio.SocketListener], secret: str) -> None:
+        self.name = start.settings.name
+        self._start = start
+        self._token = start.token
+        self._api = api
+        self._listeners = listeners
+        self._secret = secret
+        self._workers = _workers(start)
         self._bridges = registry.registered()
         self._started = trio.current_time()
-        self._advertised: dict[str, bytes] = {}
         self._changed = trio.Event()
         self._draining = False
         self._serving = 0
         self._served = trio.Event()
+        self._renewal = trio.Event()
+        self._begun = trio.Event()
+        self._rekeyed: tuple[float, str] | None = None
+        """When and why this node took a new key."""
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.membership.mesh
+
+    async def live(self, *, task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be a member, of one mesh after another if need be. Raises ConfigurationError when it cannot begin."""
+        is_first = True
+        while True:
+            self._renewal = trio.Event()
+            self._begin()
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.membership.run)
+                nursery.start_soon(self._publish)
+                running = self.running()
+                self._start.data_dir.write_run(_run_file(running, self._secret))
+                if is_first:
+                    task_status.started(running)
+                    is_first = False
+                else:
+                    log.info("this node is %s in mesh %s now", running.node_id[:8], running.mesh_id)
+                await self._renewal.wait()
+                nursery.cancel_scope.cancel()
+
+    def running(self) -> Running:
+        identity = self.membership.identity
+        return Running(
+            name=self.name,
+            node_id=identity.node_id.hex(),
+            mesh_id=identity.mesh_id.hex(),
+            api=self._api,
+            mesh=tuple(str(local_address(listener)) for listener in self._listeners),
+            advertised=self.membership.advertised,
+        )
+
+    async def join(self, peer: str | None) -> status.Joined:
+        """Take the token that the data directory holds now, and dial `peer`. Raises InvalidRequest or ConfigurationError."""
+        addr = None if peer is None else _peer_address(peer)
+        token = credentials.kept_token(self._start.data_dir)
+        if token is not None and token != self._token:
+            log.info("this node leaves mesh %s for another", self.running().mesh_id)
+            self._token = token
+            await self.mesh.leave()
+            begun = self._begun
+            self._renewal.set()
+            await begun.wait()
+        if addr:
+            self.membership.add_seed(addr)
+        running = self.running()
+        return status.Joined(mesh=running.mesh_id, node=running.node_id)
+
+    def _begin(self) -> None:
+        self.membership = Membership(
+            self._start.settings,
+            self._start.data_dir,
+            self._token,
+            listeners=self._listeners,
+            serve=self.serve_peer,
+            on_change=_log_change,
+            on_rekey=self._rekey,
+        )
+        self._me = self.membership.identity.node_id
+        self._begun.set()
+        self._begun = trio.Event()
         rng = random.Random()  # noqa: S311 - to draw a node, not a secret
-        self._dispatcher = Dispatcher(me=me, members=self.members, backend_of=self._backend_of, on_change=self.changed, rng=rng)
+        self._dispatcher = Dispatcher(
+            me=self._me, members=self.mesh.members, backend_of=self._backend_of, on_change=self.changed, rng=rng
+        )
+
+    def _rekey(self, reason: str) -> None:
+        """Not an orderly leave: that would tell the others that whoever keeps the identity has left."""
+        log.warning("this node takes a new identity: %s", reason)
+        credentials.new_node_key(self._start.data_dir)
+        self._rekeyed = (trio.current_time(), reason)
+        self._renewal.set()
 
     def submit(self, request: Request) -> AbstractAsyncContextManager[Answer]:
         """A client's request: this node is its caller, until API keys tell more."""
@@ -102,7 +179,7 @@ class Node:
                 await self._served.wait()
 
     def members(self) -> tuple[Member, ...]:
-        return self._engine.members(now=trio.current_time())
+        return self.mesh.members()
 
     def models(self) -> tuple[Listing, ...]:
         return listings(self.members())
@@ -116,14 +193,17 @@ class Node:
 
     def report(self) -> status.Report:
         now = trio.current_time()
+        running = self.running()
+        rekeyed = self._rekeyed if self._rekeyed and now - self._rekeyed[0] < status.REFUSAL_SHOWN_S else None
         node = status.Node(
-            id=self._running.node_id,
+            id=running.node_id,
             name=self.name,
             version=__version__,
-            api=self._running.api,
-            mesh=self._running.mesh,
+            api=running.api,
+            mesh=running.mesh,
             pid=os.getpid(),
             uptime_s=round(now - self._started, 1),
+            rekeyed=rekeyed[1] if rekeyed else "",
         )
         workers = [
             status.Worker(name=worker.name, state="failed", reason=worker.trouble) for worker in self._workers if worker.trouble
@@ -134,9 +214,10 @@ class Node:
         ]
         return status.build(
             node=node,
-            mesh_id=self._running.mesh_id,
+            mesh_id=running.mesh_id,
             me=self._me,
             members=self.members(),
+            search=self.membership.search(),
             workers=workers,
             refusals=refusals,
             now=now,
@@ -146,12 +227,17 @@ class Node:
         """Something that the mesh wants to know may have changed."""
         self._changed.set()
 
-    async def publish(self) -> None:
-        """Tell the mesh which models are here and how busy they are, for ever."""
+    async def _publish(self) -> None:
+        """Tell the mesh what this node has and how busy it is, for ever."""
+        told: dict[str, bytes] = {}
+        memory = Memory()
         while True:
             self._changed = trio.Event()
             self.mesh.set_load(self._load())
-            self._advertise_models()
+            wanted = {_record_key(model): encode_value(model) for model in self._models()}
+            if figures := memory.figures(trio.current_time()):
+                wanted[MEMORY] = encode_value(figures)
+            self._advertise(wanted, told)
             with trio.move_on_after(PUBLISH_EVERY_S):
                 await self._changed.wait()
             await trio.sleep(PUBLISH_APART_S)
@@ -179,14 +265,14 @@ class Node:
     def _load(self) -> tuple[ModelState, ...]:
         return (*(worker.load() for worker in self._workers), *(state for bridge in self._bridges for state in bridge.load()))
 
-    def _advertise_models(self) -> None:
-        wanted = {_record_key(model): encode_value(model) for model in self._models()}
+    def _advertise(self, wanted: Mapping[str, bytes], told: dict[str, bytes]) -> None:
         for key, value in wanted.items():
-            if self._advertised.get(key) != value:
+            if told.get(key) != value:
                 self.mesh.advertise(key, value)
-        for key in self._advertised.keys() - wanted.keys():
+        for key in told.keys() - wanted.keys():
             self.mesh.advertise(key, None)
-        self._advertised = wanted
+        told.clear()
+        told.update(wanted)
 
     def _models(self) -> list[Model]:
         own = [worker.model for worker in self._workers if worker.model is not None]
@@ -210,61 +296,38 @@ def _workers(start: Start) -> tuple[Worker, ...]:
     )
 
 
-def _node_key(data_dir: DataDir) -> bytes:
-    key = data_dir.read("node.key")
-    if key is None:
-        key = new_node_key()
-        data_dir.write("node.key", key)
-    return key
-
-
 async def run(start: Start) -> None:
     """Run one node until SIGINT or SIGTERM. Raises ConfigurationError when it cannot start."""
-    settings, data_dir = start.settings, start.data_dir
-    identity = make_identity(start.token, _node_key(data_dir))
+    settings = start.settings
     api_listeners = await _open_api(settings.api)
     mesh_listeners = await open_mesh_listeners([str(address) for address in settings.mesh])
-    reachable_at = advertised(mesh_listeners, settings.advertise)
-    engine = Engine(
-        node=identity.node_id,
-        mesh=identity.mesh_id,
-        name=settings.name,
-        version=__version__,
-        epoch=data_dir.next_epoch(int(time.time() * 1000)),
-        listen=reachable_at,
-        seeds=tuple(str(peer) for peer in settings.peer),
-        rng=random.Random(),  # noqa: S311 - for jitter, not for secrets
-        now=trio.current_time(),
-    )
-    running = Running(
-        name=settings.name,
-        node_id=identity.node_id.hex(),
-        mesh_id=identity.mesh_id.hex(),
-        api=str(local_address(api_listeners[0])),
-        mesh=tuple(str(local_address(listener)) for listener in mesh_listeners),
-        advertised=reachable_at,
-    )
-    node = Node(running, identity.node_id, engine, _workers(start))
-    node.mesh = Mesh(identity=identity, engine=engine, listeners=mesh_listeners, serve=node.serve_peer, on_change=_log_change)
     secret = secrets.token_urlsafe(32)
+    node = Node(start, api=str(local_address(api_listeners[0])), listeners=mesh_listeners, secret=secret)
     app = App(node, admin_secret=secret, hosts=frozenset({settings.api.host}))
     stopping = trio.Event()
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_set_at_signal, stopping)
-            await nursery.start(node.mesh.run)
+            running: Running = await nursery.start(node.live)
             nursery.start_soon(node.run_backends)
-            nursery.start_soon(node.publish)
             async with trio.open_nursery() as answering:
                 limits = Limits(grace_s=STOP_GRACE_S)
                 await answering.start(partial(serve, app, api_listeners, stopping=stopping, limits=limits))
                 answering.start_soon(node.drain, stopping)
-                data_dir.write_run(_run_file(running, secret))
                 start.announce(running)
             await node.mesh.leave()
             nursery.cancel_scope.cancel()
     finally:
-        data_dir.remove("run.json")
+        start.data_dir.remove("run.json")
+        for listener in mesh_listeners:
+            await trio.aclose_forcefully(listener)
+
+
+def _peer_address(text: str) -> str:
+    try:
+        return str(parse(text, flag="HOST", default_port=MESH_PORT))
+    except ConfigurationError as error:
+        raise InvalidRequest(error.message, hint=error.hint, param="peer") from error
 
 
 async def _open_api(address: Address) -> list[trio.SocketListener]:

@@ -7,11 +7,14 @@ from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
-from meshnode.gossip.member import Member, State
+from meshnode.gossip.member import Member, Model, State
 from meshnode.names import NodeId, printable, short
+from meshnode.search import Search, neighbours, solitude
 from meshnode.wire.messages import ModelState
 
 SCHEMA = 1
+ALONE_S = 5.0
+"""mDNS takes three seconds at most: who is alone after five wants to know why."""
 REFUSAL_SHOWN_S = 600.0
 """A refusal older than ten minutes is history, not health: a guess."""
 
@@ -31,12 +34,18 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     mesh: tuple[str, ...]
     pid: int
     uptime_s: float
+    rekeyed: str = ""
+    """Why this node took a new identity, if that was not long ago."""
 
 
 class ModelLine(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     digest: str
     state: str
+    aliases: tuple[str, ...] = ()
+    size: int = 0
+    """Of the file, in bytes; 0: not known, as the next one."""
+    context_length: int = 0
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,8 +63,15 @@ class MemberLine(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     last_seen_s: float | None
     addr: str
+    addrs: tuple[str, ...]
+    """All that it tells; `addr` is the one in use, or the first."""
     rtt_ms: float | None
     version: str
+    epoch: int
+    """Of its process's life: higher at each start."""
+    memory_total: int
+    """Bytes of the machine's; 0: it does not say."""
+    memory_available: int
     models: tuple[ModelLine, ...]
     load: Load
 
@@ -77,12 +93,21 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+class Joined(msgspec.Struct, frozen=True, kw_only=True):
+    """Who this node is, after it took the token that was there."""
+
+    mesh: str
+    node: str
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     mesh: Mesh
     node: Node
     members: tuple[MemberLine, ...]
     """This node first, then by name; those that left last."""
+    search: Search
+    """How this node looks for others."""
     health: tuple[str, ...]
     """What is not as it should be and what to do; empty when all is well."""
 
@@ -93,6 +118,7 @@ def build(
     mesh_id: str,
     me: NodeId,
     members: Sequence[Member],
+    search: Search,
     workers: Iterable[Worker],
     refusals: Iterable[Refusal],
     now: float,
@@ -105,7 +131,9 @@ def build(
         mesh=Mesh(id=mesh_id, nodes=len(present)),
         node=node,
         members=lines,
+        search=search,
         health=(
+            *([_rekeyed_health(node.rekeyed)] if node.rekeyed else []),
             *_worker_health(workers),
             *(line for member in present if member.id != me for line in _member_health(member, node.version)),
             *_refusal_health(refusals, known={member.addr for member in present}),
@@ -119,21 +147,36 @@ def is_degraded(report: Report) -> bool:
 
 
 def render(report: Report) -> str:
-    """The table for people, one line a member, then a line of health for each thing that is wrong.
+    """The table for people, one line a member; why nobody else is there; then a line of health for each thing that is wrong.
 
     `report` may come from another process: whatever it says, it cannot write to the terminal.
     """
     node = report.node
-    heading = f"{node.name} ({node.id[:8]})  mesh {report.mesh.id}  API http://{node.api}  up {_age(node.uptime_s)}"
-    rows = [_COLUMNS, *(_row(member, node.id) for member in report.members)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    health = [f"Health: {line}" for line in report.health] or ["Health: good"]
-    return "\n".join(printable(line, _LINE_LIMIT) for line in [heading, "", *table, "", *health])
+    heading = f"{node.name} ({node.id[:8]})  mesh {report.mesh.id}  API http://{node.api}  up {age(node.uptime_s)}"
+    table = columns([_COLUMNS, *(_row(member, node.id) for member in report.members)])
+    health = [printable(f"Health: {line}", _LINE_LIMIT) for line in report.health] or ["Health: good"]
+    return "\n".join([printable(heading, _LINE_LIMIT), "", table, "", *_surroundings(report.search), *health])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length as a table. Whatever is in them, it cannot write to the terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(printable(line, _LINE_LIMIT) for line in lines)
+
+
+def to_json(report: Report) -> str:
+    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
 
 
 _LINE_LIMIT = 4000
-_COLUMNS = ("NODE", "STATE", "ADDR", "RTT", "VERSION", "MODELS", "ACTIVE/SLOTS", "QUEUE", "TOK/S", "SEEN")
+_COLUMNS = ("NODE", "STATE", "ADDR", "RTT", "VERSION", "MODELS", "ACTIVE/SLOTS", "QUEUE", "TOK/S", "MEM", "SEEN")
+
+
+def _surroundings(search: Search) -> list[str]:
+    """Who is alone wants to know why; a moment after the start nobody is alone yet."""
+    lines = solitude(search) if search.alone_s is not None and search.alone_s >= ALONE_S else list(neighbours(search))
+    return [*lines, ""] if lines else []
 
 
 def _member_line(member: Member, me: NodeId, now: float) -> MemberLine:
@@ -145,8 +188,12 @@ def _member_line(member: Member, me: NodeId, now: float) -> MemberLine:
         reason=printable(member.reason),
         last_seen_s=0.0 if member.id == me else None if member.last_seen is None else round(max(0.0, now - member.last_seen), 1),
         addr=printable(member.addr, 128),
+        addrs=tuple(printable(addr, 128) for addr in member.addrs),
         rtt_ms=None if member.rtt_ms is None else round(member.rtt_ms, 2),
         version=printable(member.version, 64),
+        epoch=member.epoch,
+        memory_total=member.memory[0],
+        memory_available=member.memory[1],
         models=_models(member),
         load=_load(member.load),
     )
@@ -155,12 +202,24 @@ def _member_line(member: Member, me: NodeId, now: float) -> MemberLine:
 def _models(member: Member) -> tuple[ModelLine, ...]:
     """Those of the record, and those that only the heartbeat knows yet because they are still being loaded."""
     states = {(load.name, load.digest): load.state for load in member.load}
-    recorded = [(model.name, model.digest, states.get((model.name, model.digest), "ready")) for model in member.models]
     names = {model.name for model in member.models}
-    others = [(load.name, load.digest, load.state) for load in member.load if load.name not in names]
-    return tuple(
-        ModelLine(name=printable(name, 128), digest=digest.hex(), state=printable(state, 128))
-        for name, digest, state in (*recorded, *others)
+    recorded = [_model_line(model, states.get((model.name, model.digest), "ready")) for model in member.models]
+    others = [
+        ModelLine(name=printable(load.name, 128), digest=load.digest.hex(), state=printable(load.state, 128))
+        for load in member.load
+        if load.name not in names
+    ]
+    return (*recorded, *others)
+
+
+def _model_line(model: Model, state: str) -> ModelLine:
+    return ModelLine(
+        name=printable(model.name, 128),
+        digest=model.digest.hex(),
+        state=printable(state, 128),
+        aliases=tuple(printable(alias, 128) for alias in model.aliases),
+        size=model.size,
+        context_length=model.context_length,
     )
 
 
@@ -183,6 +242,10 @@ def _worker_health(workers: Iterable[Worker]) -> list[str]:
     ]
 
 
+def _rekeyed_health(reason: str) -> str:
+    return f"this node took a new identity: {printable(reason)}. Whoever pinned requests to its old id must use the new one."
+
+
 def _member_health(member: Member, own_version: str) -> list[str]:
     """Of another member that did not leave. A mixed mesh works, but nobody should run one without knowing (design D25)."""
     name, version = printable(member.name, 128) or short(member.id), printable(member.version, 64)
@@ -198,7 +261,7 @@ def _member_health(member: Member, own_version: str) -> list[str]:
 def _refusal_health(refusals: Iterable[Refusal], *, known: Collection[str]) -> list[str]:
     """Not for addresses of members: their own lines say why they are not routable."""
     return [
-        f"{printable(refusal.addr, 128)}: {printable(refusal.reason)} ({_times(refusal.count)}, last {_age(refusal.age_s)} ago). "
+        f"{printable(refusal.addr, 128)}: {printable(refusal.reason)} ({_times(refusal.count)}, last {age(refusal.age_s)} ago). "
         "Check that address, and that both ends have one token (meshnode token)."
         for refusal in refusals
         if refusal.age_s < REFUSAL_SHOWN_S and refusal.addr not in known
@@ -223,11 +286,20 @@ def _row(member: MemberLine, own_id: str) -> tuple[str, ...]:
         f"{member.load.active}/{member.load.slots}",
         str(member.load.queued),
         f"{member.load.tokens_per_s:.0f}",
-        "now" if own else "never" if member.last_seen_s is None else _age(member.last_seen_s),
+        _memory(member),
+        "now" if own else "never" if member.last_seen_s is None else age(member.last_seen_s),
     )
 
 
-def _age(seconds: float) -> str:
+def _memory(member: MemberLine) -> str:
+    """Free of all, as `9.8/31 GB`."""
+    if not member.memory_total:
+        return "-"
+    free, total = member.memory_available / 1e9, member.memory_total / 1e9
+    return f"{free:.0f}/{total:.0f} GB" if total >= 10 else f"{free:.1f}/{total:.1f} GB"
+
+
+def age(seconds: float) -> str:
     """As exact as people want it: 3.4 s, 2 m, 5 h, 3 d, each full unit counted."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"

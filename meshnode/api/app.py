@@ -50,6 +50,7 @@ ROUTES = (
     Route("GET", "/healthz", handlers.healthz),
     Route("GET", "/readyz", handlers.readyz),
     Route("GET", "/mesh/v1/status", handlers.status, admin=True),
+    Route("POST", "/mesh/v1/join", handlers.join, admin=True),
 )
 
 

@@ -42,6 +42,13 @@ class Node(Protocol):
         """The status, to be shown as JSON."""
         ...
 
+    async def join(self, peer: str | None) -> msgspec.Struct:
+        """Take the token that lies in the data directory, and dial `peer` (HOST[:PORT]). Raises MeshnodeError.
+
+        Returns which mesh and which node that is now, to be shown as JSON.
+        """
+        ...
+
     def ready(self) -> str:
         """Empty when the node can serve or route a request, else why not."""
         ...

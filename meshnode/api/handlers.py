@@ -17,7 +17,7 @@ from meshnode.api.completion import DONE, ChunkStream, Collected, Identity, comm
 from meshnode.api.exchange import Answer, Exchange, json_response
 from meshnode.api.http import Headers, Response, header_text
 from meshnode.api.openai import chat_request, error_object
-from meshnode.errors import InternalError, MeshnodeError, ModelNotFound
+from meshnode.errors import InternalError, InvalidRequest, MeshnodeError, ModelNotFound
 from meshnode.inference import End, Event, Progress
 from meshnode.names import printable
 from meshnode.routing.table import Listing
@@ -168,6 +168,20 @@ def readyz(exchange: Exchange) -> Response:
     if reason := exchange.node.ready():
         return json_response(msgspec.json.encode({"status": "not ready", "reason": reason}), status=503)
     return json_response(b'{"status":"ready"}')
+
+
+class _Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    peer: str | None = None
+
+
+@asynccontextmanager
+async def join(exchange: Exchange) -> AsyncIterator[Response]:
+    """The token is no part of it: it never travels over HTTP (security rule 10)."""
+    try:
+        wanted = msgspec.json.decode(exchange.request.body or b"{}", type=_Join)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f'The body must be {{}} or {{"peer": "HOST:PORT"}}: {printable(str(error))}.') from error
+    yield json_response(msgspec.json.encode(await exchange.node.join(wanted.peer)))
 
 
 @_plain

@@ -1,5 +1,6 @@
 """A client of the running node's HTTP API, found through the run file."""
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -20,24 +21,46 @@ class NotRunning(Exception):
 
 def get(path: str, data_dir: Path) -> bytes:
     """The body of an admin request. Raises NotRunning, or MeshnodeError when the node refuses."""
-    run = DataDir.open(data_dir).read_run() if os.path.isdir(data_dir) else None
+    return _request("GET", path, data_dir, None)
+
+
+def post(path: str, data_dir: Path, body: object) -> bytes:
+    """Likewise, with `body` as JSON."""
+    return _request("POST", path, data_dir, json.dumps(body).encode())
+
+
+def running(data_dir: Path) -> RunFile | None:
+    """The node that runs there."""
+    return DataDir.open(data_dir).read_run() if os.path.isdir(data_dir) else None
+
+
+def _request(method: str, path: str, data_dir: Path, body: bytes | None) -> bytes:
+    run = running(data_dir)
     if run is None:
         start = f"meshnode up{data_dir_flag(data_dir)}"
         raise NotRunning(f"Cannot reach meshnode: no node runs on {data_dir}. Start it with: {start}")
-    status, body = _ask(run, path, data_dir)
+    status, answer = _ask(run, data_dir, method=method, path=path, body=body)
     if status != 200:
-        said = printable(body.decode(errors="replace"), 300)
-        raise MeshnodeError(f"The node on {run.api} answered {status}: {said}")
-    return body
+        raise MeshnodeError(f"The node on {run.api} answered {status}: {_said(answer)}")
+    return answer
 
 
-def _ask(run: RunFile, path: str, data_dir: Path) -> tuple[int, bytes]:
+def _said(answer: bytes) -> str:
+    """The message of an error object, or whatever came."""
+    try:
+        text = str(json.loads(answer)["error"]["message"])
+    except (ValueError, TypeError, LookupError):
+        text = answer.decode(errors="replace")
+    return printable(text, 300)
+
+
+def _ask(run: RunFile, data_dir: Path, *, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
     import http.client
 
     address = _reachable(parse(run.api, flag="api"))
     connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
     try:
-        connection.request("GET", path, headers={"Authorization": f"Bearer {run.secret}"})
+        connection.request(method, path, body, headers={"Authorization": f"Bearer {run.secret}"})
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:

@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meshnode import config
-from meshnode.cli import token as tokens
+from meshnode import config, credentials
 from meshnode.cli.api import data_dir_flag
 from meshnode.cli.arguments import EVERY, add_options
 from meshnode.datadir import DataDir
@@ -83,8 +82,8 @@ def _token(data_dir: DataDir, token_file: Path | None) -> "tuple[Token, bool]":
     """The mesh's token: a given one, which is kept, or the kept one, or on the first run a new one (then True)."""
     given = _given_token(token_file)
     if given is None:
-        kept = tokens.kept(data_dir)
-        return (kept, False) if kept else (tokens.keep_new(data_dir), True)
+        kept = credentials.kept_token(data_dir)
+        return (kept, False) if kept else (credentials.keep_new_token(data_dir), True)
     _keep_given(data_dir, given)
     return given, False
 
@@ -92,8 +91,8 @@ def _token(data_dir: DataDir, token_file: Path | None) -> "tuple[Token, bool]":
 def _given_token(token_file: Path | None) -> "Token | None":
     """From the file or the variable. Neither wins over the other: a node in the wrong mesh is worse than one that asks."""
     variable = config.take_token()
-    from_variable = tokens.parsed(variable, config.TOKEN_VARIABLE) if variable else None
-    from_file = tokens.parsed(_read(token_file), f"--token-file {token_file}") if token_file else None
+    from_variable = credentials.parsed_token(variable, config.TOKEN_VARIABLE) if variable else None
+    from_file = credentials.parsed_token(_read(token_file), f"--token-file {token_file}") if token_file else None
     if from_variable and from_file and from_variable != from_file:
         raise ConfigurationError(f"--token-file and {config.TOKEN_VARIABLE} hold different tokens.", hint="Give one of them.")
     return from_variable or from_file
@@ -113,7 +112,7 @@ def _read(path: Path) -> str:
 
 def _keep_given(data_dir: DataDir, given: "Token") -> None:
     try:
-        before = tokens.kept(data_dir)
+        before = credentials.kept_token(data_dir)
     except ConfigurationError as error:
         _warn("%s It is replaced by the token given.", error.message)
         before = None
@@ -121,7 +120,7 @@ def _keep_given(data_dir: DataDir, given: "Token") -> None:
         return
     if before is not None:
         _warn("the token given replaces the one in %s: this node changes its mesh", data_dir.path)
-    tokens.keep(data_dir, given)
+    credentials.keep_token(data_dir, given)
 
 
 def _announce(running: "Running", *, settings: "Settings", log_file: Path, is_new: bool, as_json: bool) -> None:

@@ -42,9 +42,13 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     last_seen: float | None
     """When the last frame came over its own link; None: never."""
     addr: str = ""
+    """The one in use, or else the first of `addrs`, which are all that it tells."""
+    addrs: tuple[str, ...] = ()
     rtt_ms: float | None = None
     version: str = ""
     epoch: int = 0
+    memory: tuple[int, int] = (0, 0)
+    """Total and available bytes of its machine; zeros: it does not say."""
     models: tuple[Model, ...] = ()
     load: tuple[ModelState, ...] = ()
     load_at: float = 0.0

@@ -56,6 +56,7 @@ def _member(outsider: _Outsider) -> Member:
         reason=skew(hello),
         last_seen=outsider.at,
         addr=hello.listen[0] if hello.listen else outsider.addr,
+        addrs=hello.listen,
         version=hello.version,
         epoch=hello.epoch,
     )

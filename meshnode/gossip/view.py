@@ -15,8 +15,10 @@ from meshnode.wire.messages import Entry
 NAME = "name"
 VERSION = "version"
 ADDR = "addr"
+MEMORY = "memory"
 MODEL = "model/"
 MAX_ADDRS = 16
+_MAX_MEMORY = 2**50
 
 
 def encode_model(model: Model) -> bytes:
@@ -83,6 +85,16 @@ def addresses(record: Record, peer: Peer) -> tuple[str, ...]:
     return tuple(str(addr) for addr in map(read_addr, found[:MAX_ADDRS]) if addr)
 
 
+def memory(record: Record) -> tuple[int, int]:
+    """Total and available bytes of its machine; zeros when it does not say."""
+    raw = record.value(MEMORY)
+    try:
+        total, available = decode_value(raw, tuple[int, int]) if raw is not None else (0, 0)
+    except PeerError:
+        return 0, 0
+    return (total, available) if 0 <= available <= total <= _MAX_MEMORY else (0, 0)
+
+
 def span(seconds: float) -> str:
     """A duration for people."""
     if seconds < 10:
@@ -129,9 +141,11 @@ def member(record: Record, peer: Peer, *, why_not: str, read: tuple[Model, ...])
         reason=why_not,
         last_seen=peer.last_seen,
         addr=link.addr if link and link.dialled else (said[0] if said else ""),
+        addrs=said,
         rtt_ms=link.rtt_ms if link else None,
         version=version(record, peer),
         epoch=record.epoch,
+        memory=memory(record),
         models=read,
         load=peer.load,
         load_at=peer.load_at,

@@ -6,23 +6,23 @@ from ipaddress import ip_address
 import trio
 
 from meshnode.address import Address
-from meshnode.mesh.interfaces import MAX_TOLD, Interface, link_local, scan, told
+from meshnode.mesh.interfaces import MAX_TOLD, Interface, link_local, told
 from meshnode.mesh.listen import local_address
 
 _LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
 
 def advertised(
-    listeners: Sequence[trio.SocketListener], given: Sequence[Address], interfaces: Sequence[Interface] | None = None
+    listeners: Sequence[trio.SocketListener], given: Sequence[Address], interfaces: Sequence[Interface]
 ) -> tuple[str, ...]:
     """What to tell other nodes: what the operator gave, else where the listeners are bound, a wildcard replaced by our addresses.
 
-    Call it again whenever `interfaces` (default: those of now) have changed. A port that was given as the default, while another
+    Call it again whenever `interfaces` have changed. A port that was given as the default, while another
     was bound, is the operator's wish: a forwarded port looks like that.
     """
     if given:
         return tuple(str(address) for address in given)
-    found = _reachable(listeners, told(scan() if interfaces is None else interfaces))
+    found = _reachable(listeners, told(interfaces))
     return tuple(dict.fromkeys(str(address) for address in found if not _is_on_one_link(address.host)))[:MAX_TOLD]
 
 

@@ -39,7 +39,13 @@ class Proven:
 
 
 async def greet(
-    nursery: trio.Nursery, stream: trio.abc.Stream, identity: Identity, *, ours: Hello, judge: Judge, dialled: bool
+    nursery: trio.Nursery,
+    stream: trio.abc.Stream,
+    identity: Identity,
+    *,
+    ours: Callable[[NodeId], Hello],
+    judge: Judge,
+    dialled: bool,
 ) -> Proven:
     """Run the whole handshake; wants a deadline around it. Raises LinkLost or PeerError; the stream is closed then."""
     tls = trio.SSLStream(stream, identity.client if dialled else identity.server, server_side=not dialled)
@@ -51,7 +57,7 @@ async def greet(
         await trio.aclose_forcefully(tls)
         raise
     try:
-        hello = await _exchange(link, ours)
+        hello = await _exchange(link, ours(peer))
         judge(hello, peer)
     except PeerError as error:
         await link.close(error.close_code, error.message)

@@ -195,7 +195,8 @@ class Link:
         failure = self._stream.failure
         closed = self._socket.closed
         if closed is not None and closed.code != _ABNORMAL:
-            return LinkLost(f"closed with {closed.code}: {printable(closed.reason or '') or closed.name}")
+            why = printable(closed.reason or "") or closed.name
+            return LinkLost(f"closed with {closed.code}: {why}", close_code=closed.code)
         if isinstance(failure, PeerError):
             return failure
         return LinkLost(explain(failure or error, dialled=self.dialled))

@@ -9,7 +9,7 @@ the node goes on (design D3).
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -20,7 +20,8 @@ import trio
 from meshnode.address import parse
 from meshnode.backend import Backend
 from meshnode.errors import ConfigurationError, LinkLost, PeerError
-from meshnode.gossip.effects import Close, Dial, LinkId, Notify
+from meshnode.gossip.dialling import Attempt, Network
+from meshnode.gossip.effects import Close, Dial, Effect, LinkId, Notify, Rekey
 from meshnode.gossip.engine import Engine
 from meshnode.gossip.member import Member
 from meshnode.identity import Identity
@@ -31,12 +32,14 @@ from meshnode.mesh.peer import PeerBackend
 from meshnode.mesh.reasons import CLOSED, explain
 from meshnode.mesh.refusals import Refusal, Refusals
 from meshnode.mesh.served import Serve
-from meshnode.mesh.session import LEAVING, Session
+from meshnode.mesh.session import LEAVING, NORMAL, Session
 from meshnode.names import NodeId, short
 from meshnode.wire.codec import encode
 from meshnode.wire.messages import Gossip, Hello, Loads
 
 WRONG_ID = 4403
+CONNECT_S = 3.0
+"""For TCP alone: a LAN answers in milliseconds, and a lost SYN is sent again after a second. Other addresses may be waiting."""
 MAX_DIALS = 16
 """At once. The engine limits how many in a minute."""
 _REST_S = 0.01
@@ -55,13 +58,25 @@ _PeerFault = (PeerError, LinkLost, trio.TooSlowError, OSError)
 def _reason(group: BaseException, *, dialled: bool) -> str:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
-    return f"no answer within {HANDSHAKE_S:.0f} s" if isinstance(group, trio.TooSlowError) else explain(group, dialled=dialled)
+    is_slow = isinstance(group, trio.TooSlowError)
+    return f"no handshake within {HANDSHAKE_S:.0f} s" if is_slow else explain(group, dialled=dialled)
+
+
+async def _open(addr: str) -> trio.SocketStream:
+    address = parse(addr, flag="--peer")
+    with trio.move_on_after(CONNECT_S):
+        stream = await trio.open_tcp_stream(address.host, address.port)
+        tune(stream)
+        return stream
+    raise LinkLost(f"no answer within {CONNECT_S:.0f} s: no machine there, or a firewall drops what it is sent")
 
 
 class Mesh:
     """The links of one node. `run` it in the node's nursery; the other methods are for the rest of the node, in the same loop.
+    The listeners stay open when it ends.
 
-    `serve` runs what peers ask of us; `on_change` hears of members that come, change and go.
+    `serve` runs what peers ask of us; `on_change` hears of members that come, change and go; `on_rekey` that this node needs a
+    new key, and why.
     """
 
     def __init__(
@@ -72,12 +87,14 @@ class Mesh:
         listeners: Sequence[trio.SocketListener],
         serve: Serve,
         on_change: Callable[[Notify], None],
+        on_rekey: Callable[[str], None],
     ) -> None:
         self._identity = identity
         self._engine = engine
         self._listeners = listeners
         self._serve = serve
         self._on_change = on_change
+        self._on_rekey = on_rekey
         self._tasks: trio.Nursery | None = None
         """Kept because effects are performed synchronously and a Dial needs a task."""
         self._sessions: dict[LinkId, Session] = {}
@@ -102,8 +119,6 @@ class Mesh:
                 task_status.started()
         finally:
             self._tasks = None
-            for listener in self._listeners:
-                await trio.aclose_forcefully(listener)
 
     def advertise(self, key: str, value: bytes | None) -> None:
         """Set a key of our record, or remove it. Raises ValueError beyond the limits of a record."""
@@ -115,6 +130,32 @@ class Mesh:
         self._load = load
         self._engine.set_load(load, now=trio.current_time())
         self._touch()
+
+    def discovered(self, node: NodeId, addrs: tuple[str, ...]) -> None:
+        """mDNS says that `node` is at `addrs`; none: no longer."""
+        self._engine.discovered(node, addrs, now=trio.current_time())
+        self._touch()
+
+    def add_seed(self, addr: str) -> None:
+        """An address that a person gave."""
+        self._engine.add_seed(addr, now=trio.current_time())
+        self._touch()
+
+    def move(self, listen: tuple[str, ...], networks: tuple[Network, ...], local: Container[str]) -> None:
+        """Others reach us at `listen` now, we are directly on `networks`, and have the addresses `local`. A link over an address
+        that is gone would be silent for ten seconds before anyone noticed."""
+        for session in list(self._sessions.values()):
+            if session.local.partition("%")[0] not in local:
+                session.end(NORMAL, f"this machine has no address {session.local} any more")
+        self._engine.move(listen, networks, now=trio.current_time())
+        self._touch()
+
+    def contacts(self) -> dict[NodeId, tuple[str, ...]]:
+        """Whom to dial after a restart, the latest met last."""
+        return self._engine.contacts()
+
+    def attempts(self) -> Iterable[Attempt]:
+        return self._engine.attempts()
 
     def members(self) -> tuple[Member, ...]:
         return self._engine.members(now=trio.current_time())
@@ -161,7 +202,7 @@ class Mesh:
     def ended(self, session: Session) -> None:
         _log.info("link to %s (%s) is down: %s", session.name, short(session.peer), session.reason)
         self._sessions.pop(session.link_id, None)
-        self._engine.link_down(session.link_id, session.reason, now=trio.current_time())
+        self._engine.link_down(session.link_id, session.reason, code=session.close_code, now=trio.current_time())
         self._touch()
 
     def _session_to(self, node: NodeId) -> Session:
@@ -183,7 +224,7 @@ class Mesh:
         for effect in self._engine.effects():
             self._perform(effect, self._tasks)
 
-    def _perform(self, effect: Dial | Close | Notify, tasks: trio.Nursery) -> None:
+    def _perform(self, effect: Effect, tasks: trio.Nursery) -> None:
         match effect:
             case Dial():
                 if not self._leaving:
@@ -194,6 +235,8 @@ class Mesh:
             case Notify():
                 self._members_changed = True
                 self._on_change(effect)
+            case Rekey():
+                self._on_rekey(effect.reason)
             case _:
                 assert_never(effect)
 
@@ -226,15 +269,16 @@ class Mesh:
         host = "unknown"
         try:
             host, port = stream.socket.getpeername()[:2]
+            addr = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             tune(stream)
             self._let_members_in(trio.current_time())
             async with trio.open_nursery() as nursery:
                 with self._gate.slot(host, trio.current_time()), trio.fail_after(HANDSHAKE_S):
-                    judge = partial(self._judge, None)
-                    proven = await greet(nursery, stream, self._identity, ours=self._engine.hello(), judge=judge, dialled=False)
-                await self._hold(proven, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+                    judge = partial(self._judge, addr, None)
+                    proven = await greet(nursery, stream, self._identity, ours=self._engine.hello, judge=judge, dialled=False)
+                await self._hold(proven, addr, stream)
         except* _PeerFault as group:
-            self._refused(host, _reason(group, dialled=False), dialled=False)
+            self._refused(address_group(host), _reason(group, dialled=False), dialled=False)
         except* Exception:
             _log.exception("the link from %s failed: this is a bug", host)
         finally:
@@ -247,9 +291,11 @@ class Mesh:
             async with trio.open_nursery() as nursery:
                 async with self._dialling:
                     with trio.fail_after(HANDSHAKE_S):
-                        proven = await self._connect(nursery, dial)
+                        stream = await _open(dial.addr)
+                        judge = partial(self._judge, dial.addr, dial.expect)
+                        proven = await greet(nursery, stream, self._identity, ours=self._engine.hello, judge=judge, dialled=True)
                 self._refusals.forget(dial.addr, dialled=True)
-                await self._hold(proven, dial.addr)
+                await self._hold(proven, dial.addr, stream)
         except* _PeerFault as group:
             reason = _reason(group, dialled=True)
             self._refused(dial.addr, reason, dialled=True)
@@ -260,21 +306,18 @@ class Mesh:
             self._engine.dial_failed(dial.addr, reason, now=trio.current_time())
             self._touch()
 
-    async def _connect(self, nursery: trio.Nursery, dial: Dial) -> Proven:
-        address = parse(dial.addr, flag="--peer")
-        stream = await trio.open_tcp_stream(address.host, address.port)
-        tune(stream)
-        judge = partial(self._judge, dial.expect)
-        return await greet(nursery, stream, self._identity, ours=self._engine.hello(), judge=judge, dialled=True)
-
-    def _judge(self, expect: NodeId | None, hello: Hello, proven: NodeId) -> None:
-        self._engine.judge(hello, proven=proven)
+    def _judge(self, addr: str, expect: NodeId | None, hello: Hello, proven: NodeId) -> None:
+        try:
+            self._engine.judge(hello, proven=proven, addr=addr, now=trio.current_time())
+        finally:
+            self._touch()
         if expect is not None and proven != expect:
             raise PeerError(f"another node than expected: {short(proven)}, not {short(expect)}", close_code=WRONG_ID)
 
-    async def _hold(self, proven: Proven, addr: str) -> None:
+    async def _hold(self, proven: Proven, addr: str, stream: trio.SocketStream) -> None:
         """A link is up: run it until it is down."""
-        session = Session(LinkId(next(self._ids)), proven, node=self, serve=self._serve)
+        local = str(stream.socket.getsockname()[0])
+        session = Session(LinkId(next(self._ids)), proven, local=local, node=self, serve=self._serve)
         _log.info("%s link to %s (%s) at %s", ">" if proven.link.dialled else "<", session.name, short(session.peer), addr)
         self._sessions[session.link_id] = session
         self._engine.link_up(session.link_id, proven.hello, addr=addr, dialled=proven.link.dialled, now=trio.current_time())

@@ -20,7 +20,21 @@ from meshnode.mesh.link import CLOSE_S
 from meshnode.mesh.served import Serve, Served
 from meshnode.mesh.streams import Streams
 from meshnode.wire.codec import decode
-from meshnode.wire.messages import Delta, Frame, Gossip, Hello, Leave, Loads, Ping, Pong, StreamEnd, StreamError
+from meshnode.wire.messages import (
+    Delta,
+    Digest,
+    Frame,
+    Gossip,
+    Hello,
+    Leave,
+    Loads,
+    Ping,
+    Pong,
+    Pull,
+    StreamEnd,
+    StreamError,
+    Versions,
+)
 
 NORMAL = 1000
 LEAVING = 1001
@@ -51,13 +65,16 @@ class Node(Protocol):
 
 
 class Session:
-    """A link that is up. `run` it once; `end` it from anywhere."""
+    """A link that is up. `run` it once; `end` it from anywhere. `local` is the address of this machine that it uses."""
 
-    def __init__(self, link_id: LinkId, proven: Proven, *, node: Node, serve: Serve) -> None:
+    def __init__(self, link_id: LinkId, proven: Proven, *, local: str, node: Node, serve: Serve) -> None:
         self.link_id = link_id
         self.peer = proven.peer
         self.name = proven.hello.name
+        self.local = local
         self.reason = ""
+        self.close_code = 0
+        """The peer's, if it was the peer who closed."""
         self.lanes = Lanes()
         self.closed = trio.Event()
         self._link = proven.link
@@ -134,6 +151,8 @@ class Session:
         except PeerError as error:
             self.end(error.close_code, error.message)
         except LinkLost as error:
+            if self.is_up:
+                self.close_code = error.close_code
             self.end(NORMAL, error.message)
 
     def _dispatch(self, frames: list[Frame], nursery: trio.Nursery) -> None:
@@ -141,7 +160,7 @@ class Session:
             match frame:
                 case Hello():
                     raise PeerError("HELLO again")
-                case Ping() | Pong() | Delta() | Leave():
+                case Ping() | Pong() | Delta() | Leave() | Digest() | Versions() | Pull():
                     self._node.receive(self, frame)
                 case _:
                     self._streams.receive(frame)

@@ -243,7 +243,7 @@ def decode_request(raw: bytes) -> Request:
     return request
 
 
-def encode_value(value: msgspec.Struct | str | tuple[str, ...]) -> bytes:
+def encode_value(value: msgspec.Struct | str | tuple[str, ...] | tuple[int, int]) -> bytes:
     """A value for a record's key."""
     return _encoder.encode(value)
 

@@ -91,9 +91,9 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
 
     Its fields up to `version` are the same in every version of the protocol, so that a node can say who it cannot talk with.
 
-    `instance` is drawn anew by each process: two processes that prove one identity are told apart by it, also when their epochs are
-    equal. `listen` are the addresses at which the sender can be dialled. `held` shows a process that runs on a copy of another's
-    data directory where that other is; it is a hint, to be dialled and never believed.
+    `instance` is drawn anew by each process: two processes that prove one identity are told apart by it, also when their epochs
+    are equal. `listen` are the addresses at which the sender can be dialled. `held` shows a process that runs on a copy of
+    another's data directory where that other is; it is a hint, to be dialled and never believed.
     """
 
     protocol_min: Count
@@ -111,8 +111,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """The heartbeat: every second, and at once on a large change of load. Answered by PONG when `want_pong`.
 
-    `state_hash` is over the sender's records. Two in a row that differ from the receiver's own, with nothing under way between the
-    two, make the receiver send DIGEST.
+    `state_hash` is over the sender's records. When it has differed from the receiver's own for a second, with nothing left to
+    tell, the receiver sends DIGEST.
     """
 
     sequence: Count

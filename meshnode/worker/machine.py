@@ -8,6 +8,8 @@ from meshnode.errors import ConfigurationError
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _MEMINFO = Path("/proc/meminfo")
+TOLD_EVERY_S = 10.0
+"""Design D10: slow facts change at most once in ten seconds."""
 
 
 class MemoryShort(ConfigurationError):
@@ -51,6 +53,31 @@ def memory_available() -> int | None:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def memory_total() -> int | None:
+    """Bytes of main memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+
+
+class Memory:
+    """This machine's memory as others are told of it: rounded, and rarely, since each change travels to every node."""
+
+    def __init__(self) -> None:
+        self._figures: tuple[int, int] | None = None
+        self._at = float("-inf")
+
+    def figures(self, now: float) -> tuple[int, int] | None:
+        """Total and available bytes, the latter in sixteenths of the former; None where they are not known."""
+        if now - self._at >= TOLD_EVERY_S:
+            self._at = now
+            total, available = memory_total(), memory_available()
+            step = max(1, (total or 0) // 16)
+            self._figures = None if total is None or available is None else (total, available // step * step)
+        return self._figures
 
 
 def human(size: int) -> str:

@@ -1,0 +1,19 @@
+"""`meshnode models`: every model of the mesh, and where it is."""
+
+import argparse
+
+from meshnode.cli import report
+
+SUMMARY = "list the models of the mesh and the nodes that hold them"
+EXAMPLE = "Exit code: 0, or 1 when no node runs here. Example: meshnode models --json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    report.add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from meshnode import listing
+
+    return report.run(arguments, table=listing.models, as_json=listing.models_json, code=lambda _: 0)

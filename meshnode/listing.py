@@ -1,0 +1,89 @@
+"""Parts of the report as tables of their own: members with all that is known of them, and models with where they are (pure)."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from meshnode.names import printable
+from meshnode.status import MemberLine, Report, age, columns
+
+
+class ModelPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of the mesh: equal weights are one, whatever their holders call them."""
+
+    name: str
+    aliases: tuple[str, ...]
+    digest: str
+    size: int
+    """Of the file, in bytes; 0: not known."""
+    context_length: int
+    nodes: tuple[str, ...]
+    """`node`, or `node (state)` where it cannot be asked for there now."""
+
+
+def members(report: Report) -> str:
+    """For people."""
+    heading = ("NODE", "ID", "STATE", "ROUTABLE", "ADDRESSES", "VERSION", "EPOCH", "SEEN", "WHY NOT")
+    return columns([heading, *(_member(member, report.node.id) for member in report.members)])
+
+
+def members_json(report: Report) -> str:
+    return msgspec.json.format(msgspec.json.encode(report.members), indent=2).decode()
+
+
+def models(report: Report) -> str:
+    """For people."""
+    rows = [("MODEL", "DIGEST", "SIZE", "CONTEXT", "NODES", "ALSO CALLED")]
+    for place in places(report.members):
+        size = f"{place.size / 1e9:.2f} GB" if place.size else "-"
+        context = str(place.context_length) if place.context_length else "-"
+        aliases = ", ".join(place.aliases) or "-"
+        rows.append((place.name, place.digest[:8] or "-", size, context, ", ".join(place.nodes), aliases))
+    return columns(rows) if len(rows) > 1 else "No node of this mesh has a model. To serve one: meshnode up --model FILE.gguf"
+
+
+def models_json(report: Report) -> str:
+    return msgspec.json.format(msgspec.json.encode(places(report.members)), indent=2).decode()
+
+
+def places(lines: Iterable[MemberLine]) -> list[ModelPlace]:
+    """By name."""
+    held: dict[str, list[tuple[MemberLine, int]]] = {}
+    for member in lines:
+        for index, model in enumerate(member.models):
+            held.setdefault(model.digest or model.name, []).append((member, index))
+    return sorted(map(_place, held.values()), key=lambda place: place.name)
+
+
+def _place(holdings: Sequence[tuple[MemberLine, int]]) -> ModelPlace:
+    held = [(member, member.models[index]) for member, index in holdings]
+    names = list(dict.fromkeys(name for _, model in held for name in (model.name, *model.aliases)))
+    return ModelPlace(
+        name=names[0],
+        aliases=tuple(names[1:]),
+        digest=held[0][1].digest,
+        size=max(model.size for _, model in held),
+        context_length=max(model.context_length for _, model in held),
+        nodes=tuple(_holder(member, model.state) for member, model in held),
+    )
+
+
+def _holder(member: MemberLine, state: str) -> str:
+    trouble = state if state != "ready" else "" if member.routable else "not routable"
+    return f"{member.name} ({trouble})" if trouble else member.name
+
+
+def _member(member: MemberLine, own_id: str) -> tuple[str, ...]:
+    own = member.id == own_id
+    seen = "now" if own else "never" if member.last_seen_s is None else age(member.last_seen_s)
+    return (
+        f"{member.name}*" if own else member.name,
+        member.id,
+        member.state,
+        "yes" if member.routable else "no",
+        ",".join(member.addrs) or "-",
+        member.version or "-",
+        str(member.epoch),
+        seen,
+        printable(member.reason) or "-",
+    )
