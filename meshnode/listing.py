@@ -27,10 +27,6 @@ def members(report: Report) -> str:
     return columns([heading, *(_member(member, report.node.id) for member in report.members)])
 
 
-def members_json(report: Report) -> str:
-    return msgspec.json.format(msgspec.json.encode(report.members), indent=2).decode()
-
-
 def models(report: Report) -> str:
     """For people."""
     rows = [("MODEL", "DIGEST", "SIZE", "CONTEXT", "NODES", "ALSO CALLED")]
@@ -40,10 +36,6 @@ def models(report: Report) -> str:
         aliases = ", ".join(place.aliases) or "-"
         rows.append((place.name, place.digest[:8] or "-", size, context, ", ".join(place.nodes), aliases))
     return columns(rows) if len(rows) > 1 else "No node of this mesh has a model. To serve one: meshnode up --model FILE.gguf"
-
-
-def models_json(report: Report) -> str:
-    return msgspec.json.format(msgspec.json.encode(places(report.members)), indent=2).decode()
 
 
 def places(lines: Iterable[MemberLine]) -> list[ModelPlace]:

@@ -205,12 +205,14 @@ class Node:
             uptime_s=round(now - self._started, 1),
             rekeyed=rekeyed[1] if rekeyed else "",
         )
+        configured = set(map(str, self._start.settings.peer))  # who else is dialled in vain is only not at home
         workers = [
             status.Worker(name=worker.name, state="failed", reason=worker.trouble) for worker in self._workers if worker.trouble
         ]
         refusals = [
             status.Refusal(addr=refusal.addr, reason=refusal.reason, age_s=now - refusal.at, count=refusal.count)
             for refusal in self.mesh.refusals()
+            if not refusal.dialled or refusal.addr in configured
         ]
         return status.build(
             node=node,

@@ -165,10 +165,6 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(printable(line, _LINE_LIMIT) for line in lines)
 
 
-def to_json(report: Report) -> str:
-    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
-
-
 _LINE_LIMIT = 4000
 _COLUMNS = ("NODE", "STATE", "ADDR", "RTT", "VERSION", "MODELS", "ACTIVE/SLOTS", "QUEUE", "TOK/S", "MEM", "SEEN")
 

@@ -51,7 +51,7 @@ class NodeProcess:
         self.process = subprocess.Popen(
             [
                 sys.executable, "-m", "meshnode", "up", "--name", name, "--data-dir", str(self.data_dir), "--api", "127.0.0.1:0",
-                "--mesh", "127.0.0.1:0", "--token-file", str(token), *peers, *flags,
+                "--mesh", "127.0.0.1:0", "--no-mdns", "--token-file", str(token), *peers, *flags,
             ],
             stdout=self.output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})},
         )  # fmt: skip

@@ -91,17 +91,22 @@ async def start_mesh(
     listeners = await open_mesh_listeners(["127.0.0.1:0"])
     address = str(local_address(listeners[0]))
     engine = Engine(
-        node=own.node_id, mesh=own.mesh_id, name="node", version="1", epoch=1, listen=(address,), seeds=seeds,
-        rng=random.Random(1), now=trio.current_time(),
+        node=own.node_id, mesh=own.mesh_id, name="node", version="1", epoch=1, instance=bytes(8), listen=(address,), seeds=seeds,
+        remembered={}, rng=random.Random(1), now=trio.current_time(),
     )  # fmt: skip
     mesh = Mesh(
-        identity=own, engine=engine, listeners=listeners, serve=lambda request, _: backend.submit(request), on_change=ignore
+        identity=own,
+        engine=engine,
+        listeners=listeners,
+        serve=lambda request, _: backend.submit(request),
+        on_change=ignore,
+        on_rekey=ignore,
     )
     await nursery.start(mesh.run)
     return mesh, own.node_id, address
 
 
-def ignore(_: Notify) -> None:
+def ignore(_: Notify | str) -> None:
     pass
 
 

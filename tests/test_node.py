@@ -1,38 +1,65 @@
 """What the node itself does between its parts."""
 
-import random
 from pathlib import Path
 
 import pytest
 
-from meshnode.errors import ModelUnavailable
-from meshnode.gossip.engine import Engine
-from meshnode.names import MeshId, ModelDigest, NodeId
+from meshnode import credentials
+from meshnode.config import load
+from meshnode.datadir import DataDir
+from meshnode.errors import InvalidRequest, ModelUnavailable
+from meshnode.identity import Token
+from meshnode.names import ModelDigest
 from meshnode.node import Node
 from meshnode.routing.table import Candidate
-from meshnode.start import Running
-from meshnode.worker.supervisor import Worker
+from meshnode.start import Start
 
-ME = NodeId(b"a" * 16)
-RUNNING = Running(name="a", node_id=ME.hex(), mesh_id="", api="", mesh=(), advertised=())
+
+def make_node(tmp_path: Path, **flags: object) -> Node:
+    """One that has begun its first membership, of which nothing runs."""
+    settings = load({"data_dir": str(tmp_path / "data"), "name": "a", "mdns": False, **flags}, {})
+    start = Start(settings=settings, data_dir=DataDir.open(settings.data_dir), token=Token.new(), announce=lambda _: None)
+    node = Node(start, api="127.0.0.1:1", listeners=(), secret="secret")
+    node._begin()
+    return node
 
 
 async def test_a_worker_that_the_gossip_still_calls_ready_is_unavailable_and_no_bug(tmp_path: Path) -> None:
-    engine = Engine(
-        node=ME,
-        mesh=MeshId(b"m" * 8),
-        name="a",
-        version="0",
-        epoch=1,
-        listen=(),
-        seeds=(),
-        rng=random.Random(1),
-        now=0.0,
-    )
-    node = Node(RUNNING, ME, engine, (Worker("m", tmp_path / "m.gguf", cache_dir=tmp_path),))
-    candidate = Candidate(node=ME, node_name="a", model="m", digest=ModelDigest(b"d" * 32), load=None, rtt_ms=None, local=True)
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"")
+    node = make_node(tmp_path, model=[str(model)])
+    me = node.membership.identity.node_id
+    candidate = Candidate(node=me, node_name="a", model="m", digest=ModelDigest(b"d" * 32), load=None, rtt_ms=None, local=True)
 
     with pytest.raises(ModelUnavailable, match="just stopped") as caught, node._dispatcher.reserve(candidate):
         pass
 
     assert caught.value.retryable
+
+
+async def test_joining_with_a_wrong_address_changes_nothing(tmp_path: Path) -> None:
+    node = make_node(tmp_path)
+    before = node.membership
+    credentials.keep_new_token(node._start.data_dir)
+    with pytest.raises(InvalidRequest, match="no address"):
+        await node.join("not an address")
+
+    assert node.membership is before
+
+
+async def test_an_address_given_by_hand_is_remembered_for_the_next_life(tmp_path: Path) -> None:
+    node = make_node(tmp_path)
+    await node.join("box.local")
+    node._begin()
+
+    assert node.membership._contacts.seeds == ("box.local:4850",)
+
+
+async def test_a_node_that_has_to_take_a_new_key_does_so_and_says_why(tmp_path: Path) -> None:
+    node = make_node(tmp_path)
+    before = node.membership.identity.node_id
+    node._rekey("the other is at 10.0.0.9:4850")
+    node._begin()
+
+    assert node.membership.identity.node_id != before
+    assert any("took a new identity: the other is at 10.0.0.9:4850" in line for line in node.report().health)

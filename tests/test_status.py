@@ -5,6 +5,7 @@ import msgspec
 import pytest
 
 from meshnode.gossip.member import Member, State
+from meshnode.search import Mdns, OtherMesh, Search, Tried
 from meshnode.status import Node, Refusal, Report, Worker, build, is_degraded, render
 from meshnode.testing import fake_member
 from meshnode.wire.messages import ModelState
@@ -20,9 +21,25 @@ NODE = Node(
 )
 
 
-def report(*members: Member, workers: tuple[Worker, ...] = (), refusals: tuple[Refusal, ...] = ()) -> Report:
+FOUND = Search(
+    alone_s=None, mdns=Mdns(state="on", interfaces=("eth0 192.168.1.8",), heard=2, echo=True), advertised=("192.168.1.8:4850",)
+)
+
+
+def report(
+    *members: Member, workers: tuple[Worker, ...] = (), refusals: tuple[Refusal, ...] = (), search: Search = FOUND
+) -> Report:
     everyone = (fake_member("alpha", "demo"), *members)
-    return build(node=NODE, mesh_id="ab12", me=everyone[0].id, members=everyone, workers=workers, refusals=refusals, now=100.0)
+    return build(
+        node=NODE,
+        mesh_id="ab12",
+        me=everyone[0].id,
+        members=everyone,
+        search=search,
+        workers=workers,
+        refusals=refusals,
+        now=100.0,
+    )
 
 
 LOST = msgspec.structs.replace(
@@ -35,9 +52,9 @@ def test_the_table_for_people() -> None:
     assert render(report(LOST)) == (
         "alpha (616c7068)  mesh ab12  API http://127.0.0.1:4860  up 1 m\n"
         "\n"
-        "NODE    STATE                ADDR              RTT     VERSION  MODELS  ACTIVE/SLOTS  QUEUE  TOK/S  SEEN\n"
-        "alpha*  alive                -                 -       -        demo    0/4           0      0      now\n"
-        "beta    alive, not routable  192.168.1.7:4850  0.8 ms  0.1.0    qwen    0/4           0      0      3.4 s\n"
+        "NODE    STATE                ADDR              RTT     VERSION  MODELS  ACTIVE/SLOTS  QUEUE  TOK/S  MEM  SEEN\n"
+        "alpha*  alive                -                 -       -        demo    0/4           0      0      -    now\n"
+        "beta    alive, not routable  192.168.1.7:4850  0.8 ms  0.1.0    qwen    0/4           0      0      -    3.4 s\n"
         "\n"
         "Health: beta is not routable: link lost 3.4 s ago: connection reset. "
         "Check that it runs and that 192.168.1.7:4850 can be reached from here."
@@ -55,9 +72,9 @@ def test_the_table_of_a_busy_mesh() -> None:
     )
 
     assert render(report(loaded)).splitlines()[2:] == [
-        "NODE    STATE  ADDR              RTT     VERSION  MODELS  ACTIVE/SLOTS  QUEUE  TOK/S  SEEN",
-        "alpha*  alive  -                 -       -        demo    0/4           0      0      now",
-        "gamma   alive  192.168.1.7:4850  0.8 ms  0.1.0    qwen    3/4           2      42     0.1 s",
+        "NODE    STATE  ADDR              RTT     VERSION  MODELS  ACTIVE/SLOTS  QUEUE  TOK/S  MEM  SEEN",
+        "alpha*  alive  -                 -       -        demo    0/4           0      0      -    now",
+        "gamma   alive  192.168.1.7:4850  0.8 ms  0.1.0    qwen    3/4           2      42     -    0.1 s",
         "",
         "Health: good",
     ]
@@ -77,7 +94,7 @@ def test_this_node_comes_first_and_who_left_comes_last() -> None:
 def test_the_json_for_programs() -> None:
     decoded = json.loads(msgspec.json.encode(report(LOST)))
 
-    assert list(decoded) == ["schema", "mesh", "node", "members", "health"]
+    assert list(decoded) == ["schema", "mesh", "node", "members", "search", "health"]
     assert decoded["schema"] == 1
     assert decoded["mesh"] == {"id": "ab12", "nodes": 2}
     assert [line.partition(": ")[0] for line in decoded["health"]] == ["beta is not routable"]
@@ -89,9 +106,22 @@ def test_the_json_for_programs() -> None:
         "reason": "link lost 3.4 s ago: connection reset",
         "last_seen_s": 3.4,
         "addr": "192.168.1.7:4850",
+        "addrs": [],
         "rtt_ms": 0.81,
         "version": "0.1.0",
-        "models": [{"name": "qwen", "digest": LOST.models[0].digest.hex(), "state": "ready"}],
+        "epoch": 0,
+        "memory_total": 0,
+        "memory_available": 0,
+        "models": [
+            {
+                "name": "qwen",
+                "digest": LOST.models[0].digest.hex(),
+                "state": "ready",
+                "aliases": [],
+                "size": 1000,
+                "context_length": 1024,
+            }
+        ],
         "load": {"active": 0, "slots": 4, "queued": 0, "tokens_per_s": 0.0},
     }
 
@@ -189,6 +219,60 @@ def test_a_report_of_another_process_cannot_write_to_the_terminal_either() -> No
 def test_an_age_never_says_more_than_has_passed(seconds: float, text: str) -> None:
     seen = msgspec.structs.replace(fake_member("beta"), last_seen=-seconds)
     everyone = (fake_member("alpha"), seen)
-    made = build(node=NODE, mesh_id="ab12", me=everyone[0].id, members=everyone, workers=(), refusals=(), now=0.0)
+    made = build(node=NODE, mesh_id="ab12", me=everyone[0].id, members=everyone, search=FOUND, workers=(), refusals=(), now=0.0)
 
     assert render(made).splitlines()[4].endswith(f"  {text}")
+
+
+ALONE = msgspec.structs.replace(
+    FOUND,
+    alone_s=12.3,
+    tried=(Tried(addr="attic:4850", node="", reason="unknown host", age_s=2.1),),
+    other_meshes=(OtherMesh(id="cd34", addrs=("192.168.1.9:4850",), age_s=1.0),),
+)
+
+
+def test_a_node_that_is_alone_shows_what_it_tried_and_is_healthy() -> None:
+    made = report(search=ALONE)
+
+    assert render(made).splitlines()[4:] == [
+        "",
+        "Alone: no other node has been linked for 12 s. What was tried:",
+        "  mDNS        on, at eth0 192.168.1.8; 2 other machines heard, none of this mesh",
+        "  reached at  192.168.1.8:4850",
+        "  tried       attic:4850: unknown host (2 s ago)",
+        "  other mesh  cd34, 1 node: 192.168.1.9:4850",
+        "  next        to join that mesh: meshnode join, with the token that `meshnode token` prints on one of its nodes",
+        "",
+        "Health: good",
+    ]
+    assert not is_degraded(made)
+
+
+def test_a_node_that_has_just_started_is_not_called_alone() -> None:
+    assert "Alone" not in render(report(search=msgspec.structs.replace(ALONE, alone_s=3.0)))
+
+
+def test_other_meshes_are_named_to_a_node_that_is_not_alone_too() -> None:
+    text = render(report(search=msgspec.structs.replace(ALONE, alone_s=None)))
+
+    assert "\nOther mesh on this network: cd34, 1 node: 192.168.1.9:4850\n\nHealth: good" in text
+
+
+def test_memory_is_shown_as_free_of_all() -> None:
+    member = msgspec.structs.replace(fake_member("beta"), memory=(33_000_000_000, 9_600_000_000))
+    small = msgspec.structs.replace(fake_member("pi"), memory=(8_000_000_000, 2_200_000_000))
+
+    assert "  10/33 GB  " in render(report(member))
+    assert "  2.2/8.0 GB  " in render(report(small))
+
+
+def test_a_node_that_took_a_new_identity_says_so() -> None:
+    node = msgspec.structs.replace(NODE, rekeyed="beta has the identity 616c7068 of this node")
+    me = fake_member("alpha")
+    made = build(node=node, mesh_id="ab12", me=me.id, members=(me,), search=FOUND, workers=(), refusals=(), now=0.0)
+
+    assert made.health == (
+        "this node took a new identity: beta has the identity 616c7068 of this node. "
+        "Whoever pinned requests to its old id must use the new one.",
+    )

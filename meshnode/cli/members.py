@@ -16,4 +16,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from meshnode import listing
 
-    return report.run(arguments, table=listing.members, as_json=listing.members_json, code=lambda _: 0)
+    return report.run(arguments, report.Part(table=listing.members, facts=lambda _, whole: whole["members"]), lambda _: 0)

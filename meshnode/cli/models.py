@@ -16,4 +16,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from meshnode import listing
 
-    return report.run(arguments, table=listing.models, as_json=listing.models_json, code=lambda _: 0)
+    part = report.Part(table=listing.models, facts=lambda found, _: listing.places(found.members))
+    return report.run(arguments, part, lambda _: 0)

@@ -16,4 +16,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from meshnode import status
 
-    return report.run(arguments, table=status.render, as_json=status.to_json, code=lambda found: 2 * status.is_degraded(found))
+    part = report.Part(table=status.render, facts=lambda _, whole: whole)
+    return report.run(arguments, part, lambda found: 2 * status.is_degraded(found))

@@ -97,7 +97,7 @@ class Exchange:
                 link.correct(version.origin, stamp)
             if ours is not None and ours.stamp > stamp:
                 link.offer(version.origin, now)
-            elif (ours is None or ours.stamp < stamp) and self._may_tell(link, version.origin):
+            elif (ours is None or ours.stamp < stamp) and self._may_tell(link, version):
                 link.repair.want(version.origin, epoch=stamp.epoch, from_version=_from(ours, stamp))
         covered, listed = decode_buckets(theirs.buckets), {version.origin for version in theirs.versions}
         for record in self._known.records():
@@ -122,9 +122,13 @@ class Exchange:
         peer = self._peers.get(node)
         return bool(peer and peer.links)
 
-    def _may_tell(self, link: Link, origin: NodeId) -> bool:
-        """Nobody tells us about ourselves, and of a node that we are linked with nobody but that node (design D8)."""
-        return origin == link.peer or (origin != self._known.me and not self._is_linked(origin))
+    def _may_tell(self, link: Link, version: Version) -> bool:
+        """Nobody tells us about ourselves, of a node that we are linked with nobody but that node (design D8), and of one that we
+        have buried nobody anything that we would take for news."""
+        origin = version.origin
+        if origin == self._known.me or self._known.is_buried(origin, version.epoch):
+            return False
+        return origin == link.peer or not self._is_linked(origin)
 
     def _spread(self, node: NodeId, source: Link | None, *, at: float, now: float) -> None:
         for link in self._links.values():

@@ -150,6 +150,10 @@ class Knowledge:
         record = belief.record
         self._commit(belief, apply(record, RecordDelta(node, record.epoch, 0, record.version, record.version, (), True)), now)
 
+    def is_buried(self, node: NodeId, epoch: int) -> bool:
+        """Whether that life of `node` is over and forgotten here."""
+        return epoch <= self._graveyard.get(node, -1)
+
     def next_burial(self) -> float | None:
         return next((at + LEFT_SHOWN_S for at in self.left.values()), None)
 
@@ -173,7 +177,7 @@ class Knowledge:
         """Nobody needs to hear of a node that was gone before we ever met it."""
         if belief is None and delta.left:
             self._inter(delta.origin, delta.epoch)
-        return delta.epoch <= self._graveyard.get(delta.origin, -1)
+        return self.is_buried(delta.origin, delta.epoch)
 
     def _latest_epoch(self, now: float) -> int:
         """Our start, in ms since 1970, is our epoch; a core without a clock knows the time from that."""

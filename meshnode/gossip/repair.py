@@ -41,8 +41,8 @@ class Repair:
     """What one link has to ask and to answer about differences."""
 
     def __init__(self, *, now: float) -> None:
-        self.awaits_versions = False
-        """We sent DIGEST and had no VERSIONS yet."""
+        self._unanswered = 0
+        """DIGESTs of ours that VERSIONS may still answer: where all is equal, none comes."""
         self._digests = limits.Bucket(limits.DIGESTS_PER_S, 2 * limits.DIGESTS_PER_S, now=now)
         self._pulls = limits.Bucket(limits.PULLS_PER_S, 2 * limits.PULLS_PER_S, now=now)
         self._differs_since: float | None = None
@@ -77,9 +77,9 @@ class Repair:
 
     def answered(self) -> None:
         """Raises PeerError when VERSIONS answers nothing."""
-        if not self.awaits_versions:
+        if not self._unanswered:
             raise PeerError("Versions: there was no DIGEST")
-        self.awaits_versions = False
+        self._unanswered -= 1
 
     def want(self, origin: NodeId, *, epoch: int, from_version: int) -> None:
         if origin in self._wants or len(self._wants) < MAX_WANTS:
@@ -105,7 +105,7 @@ class Repair:
         if self._asked:
             return self._answer(records, room)
         if self._digest and len(ours.buckets) <= room:
-            self._digest, self.awaits_versions = False, True
+            self._digest, self._unanswered = False, self._unanswered + 1
             self._next_digest, self._back_off = now + self._back_off, min(MAX_BACK_OFF_S, 2 * self._back_off)
             return encode(Digest(ours.buckets))
         return None
@@ -120,7 +120,7 @@ class Repair:
         return encode(Pull(wants))
 
     def _answer(self, records: Records, room: int) -> bytes | None:
-        """As many of the buckets as fit; the peer asks for the others with its next DIGEST."""
+        """As many of the buckets as fit; the peer asks for the others with its next DIGEST. One that never fits is left out."""
         if room < MAX_BYTES // 2:
             return None
         versions: list[Version] = []
@@ -129,7 +129,7 @@ class Repair:
         for bucket in self._asked:
             found = held.get(bucket, [])
             if (len(versions) + len(found)) * VERSION_COST > room:
-                break
+                continue
             versions += found
             covered.append(bucket)
         self._asked = ()

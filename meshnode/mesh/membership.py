@@ -35,7 +35,7 @@ from meshnode.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN
 
 WATCH_EVERY_S = 3.0
 """How soon a new interface or address is noticed. A look takes 2 ms."""
-REMEMBER_EVERY_S = 5.0
+REMEMBER_EVERY_S = 1.0
 
 _log = logging.getLogger(__name__)
 

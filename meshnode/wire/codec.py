@@ -23,6 +23,8 @@ from meshnode.errors import InvalidRequest, PeerError
 from meshnode.inference import Request
 from meshnode.names import is_model_reference, is_name, printable
 from meshnode.wire.messages import (
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
     Body,
     Cancel,
     Credit,
@@ -30,6 +32,7 @@ from meshnode.wire.messages import (
     Digest,
     Frame,
     Hello,
+    Introduction,
     Leave,
     ModelState,
     Open,
@@ -62,6 +65,7 @@ _BROKEN = (ValueError, RecursionError, OverflowError, msgpack.UnpackException, m
 
 _encoder = msgspec.msgpack.Encoder()
 _frames: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
+_introductions = msgspec.msgpack.Decoder(Introduction)
 _requests = msgspec.msgpack.Decoder(Request)
 
 T = TypeVar("T")
@@ -176,7 +180,21 @@ def _decode_one(raw: bytes | memoryview) -> Frame | None:
         kind = _kind(raw)
         if kind >= FIRST_OPTIONAL_KIND and kind not in _KINDS:
             return None
+        if kind == 0 and (hello := _hello_of_another_version(raw)):
+            return hello
         raise _blame(kind, error) from error
+
+
+def _hello_of_another_version(raw: bytes | memoryview) -> Hello | None:
+    """What can be known of a HELLO whose later fields are not ours: who it is. To be refused, but by name."""
+    try:
+        who = _introductions.decode(raw)
+    except _BROKEN:
+        return None
+    if who.protocol_min <= PROTOCOL_MAX and who.protocol_max >= PROTOCOL_MIN:
+        return None
+    hello = Hello(who.protocol_min, who.protocol_max, who.mesh, who.node, who.name, who.version, 0, bytes(8))
+    return _check_hello(hello)
 
 
 def decode(message: bytes) -> list[Frame]:

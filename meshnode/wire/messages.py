@@ -79,6 +79,17 @@ class RecordDelta(msgspec.Struct, frozen=True, array_like=True):
     left: bool = False
 
 
+class Introduction(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """The beginning of HELLO, which every version of the protocol understands: enough to show whom one cannot talk with."""
+
+    protocol_min: Count
+    protocol_max: Count
+    mesh: Mesh
+    node: Node
+    name: Word
+    version: Word
+
+
 class Held(msgspec.Struct, frozen=True, array_like=True):
     """What the sender of a HELLO last knew of the receiver's own identity: the epoch of its life, and where that was."""
 

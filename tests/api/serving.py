@@ -28,6 +28,10 @@ class Report(msgspec.Struct, frozen=True):
     schema: int = 1
 
 
+class Joined(msgspec.Struct, frozen=True):
+    peer: str | None
+
+
 class FakeNode:
     """The Node of the API over a real dispatcher: `workers` by the name of the node that has them, all with the model `m`."""
 
@@ -52,6 +56,9 @@ class FakeNode:
 
     def report(self) -> Report:
         return Report()
+
+    async def join(self, peer: str | None) -> Joined:
+        return Joined(peer=peer)
 
     def ready(self) -> str:
         return self.why_not

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from meshnode import __version__
-from meshnode.cli import status
+from meshnode.cli import report
 from meshnode.cli.main import main
 
 
@@ -31,7 +31,10 @@ def test_a_configuration_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
         (["up", "--slots", "many"], "argument --slots: invalid int value: 'many'. See: meshnode up --help"),
         (["--tokne-file", "x"], "unrecognized arguments: --tokne-file x. See: meshnode --help"),
         (["--pee", "x"], "unrecognized arguments: --pee x. See: meshnode --help"),
-        (["stauts"], "invalid choice: 'stauts' (choose from 'up', 'status', 'token'). See: meshnode --help"),
+        (
+            ["stauts"],
+            "invalid choice: 'stauts' (choose from 'up', 'join', 'status', 'members', 'models', 'token'). See: meshnode --help",
+        ),
         (["token", "old"], "invalid choice: 'old' (choose from 'show', 'new'). See: meshnode token --help"),
     ],
 )
@@ -64,7 +67,7 @@ def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch: pytest.MonkeyPat
     def interrupted(*_: object) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(status, "get", interrupted)
+    monkeypatch.setattr(report, "get", interrupted)
 
     assert main(["status"]) == 130
     assert capsys.readouterr().err == ""

@@ -13,6 +13,7 @@ import pytest
 
 from meshnode.cli.main import main
 from meshnode.datadir import DataDir
+from meshnode.search import Mdns, Search
 from meshnode.status import Node, Worker, build
 from meshnode.testing import fake_member
 
@@ -20,7 +21,9 @@ from meshnode.testing import fake_member
 def report(*workers: Worker) -> bytes:
     me = fake_member("alpha", "demo")
     node = Node(id=me.id.hex(), name="alpha", version="0.1.0", api="x", mesh=("y",), pid=7, uptime_s=1.0)
-    return msgspec.json.encode(build(node=node, mesh_id="ab12", me=me.id, members=(me,), workers=workers, refusals=(), now=0.0))
+    search = Search(alone_s=0.0, mdns=Mdns(state="starting"), advertised=())
+    built = build(node=node, mesh_id="ab12", me=me.id, members=(me,), search=search, workers=workers, refusals=(), now=0.0)
+    return msgspec.json.encode(built)
 
 
 @pytest.fixture

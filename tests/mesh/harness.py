@@ -1,6 +1,7 @@
 """Two ends of a link without TLS, over memory; and whole nodes with TLS, over loopback: what the tests here share."""
 
 import random
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ class FakeNode:
 
 
 def hello(name: str) -> Hello:
-    return Hello(1, 1, MeshId(b"m" * 8), NodeId(name.encode().ljust(16, b"\0")), name, "0", 1)
+    return Hello(1, 1, MeshId(b"m" * 8), NodeId(name.encode().ljust(16, b"\0")), name, "0", 1, b"instance")
 
 
 @asynccontextmanager
@@ -106,7 +107,7 @@ def session_over(link: Link, name: str, worker: FakeWorker | None = None) -> tup
     """Our end of `link` to the peer `name`."""
     node = FakeNode()
     proven = Proven(link=link, peer=hello(name).node, hello=hello(name))
-    return Session(LinkId(1), proven, node=node, serve=serve_with(worker or FakeWorker())), node
+    return Session(LinkId(1), proven, local="127.0.0.1", node=node, serve=serve_with(worker or FakeWorker())), node
 
 
 @dataclass
@@ -165,6 +166,7 @@ class Node:
     mesh: Mesh
     addr: str
     changes: list[Notify]
+    rekeys: list[str]
 
     def member(self, name: str) -> Member | None:
         return next((member for member in self.mesh.members() if member.name == name), None)
@@ -202,21 +204,25 @@ async def start_node(
         name=name,
         version="0",
         epoch=1_700_000_000_000,
+        instance=secrets.token_bytes(8),
         listen=(addr,),
         seeds=tuple(seeds),
+        remembered={},
         rng=random.Random(1),
         now=trio.current_time(),
     )
     changes: list[Notify] = []
+    rekeys: list[str] = []
     mesh = Mesh(
         identity=identity,
         engine=engine,
         listeners=listeners,
         serve=serve_with(worker or FakeWorker()),
         on_change=changes.append,
+        on_rekey=rekeys.append,
     )
     await nursery.start(mesh.run)
-    return Node(name, token, identity, mesh, addr, changes)
+    return Node(name, token, identity, mesh, addr, changes, rekeys)
 
 
 @asynccontextmanager

@@ -42,7 +42,7 @@ async def outcome_of(
     nursery: trio.Nursery, stream: trio.abc.Stream, mine: Identity, *, dialled: bool, judge: Callable[..., None] = accept_all
 ) -> Outcome:
     try:
-        return await greet(nursery, stream, mine, ours=hello("one" if dialled else "two"), judge=judge, dialled=dialled)
+        return await greet(nursery, stream, mine, ours=lambda _: hello("one" if dialled else "two"), judge=judge, dialled=dialled)
     except (LinkLost, PeerError) as error:
         return error
 
@@ -177,7 +177,7 @@ async def test_a_peer_that_stops_after_tls_ends_with_the_deadline() -> None:
         tls = trio.SSLStream(near, one.client)
         nursery.start_soon(tls.do_handshake)
         with pytest.raises(trio.TooSlowError), trio.fail_after(0.2):
-            await greet(nursery, far, identity(), ours=hello("two"), judge=accept_all, dialled=False)
+            await greet(nursery, far, identity(), ours=lambda _: hello("two"), judge=accept_all, dialled=False)
 
 
 @pytest.mark.parametrize("politely", [True, False])
@@ -204,8 +204,8 @@ async def test_a_member_that_hangs_up_after_tls_is_noticed_at_once(politely: boo
 @pytest.mark.parametrize(
     ("first", "reason"),
     [
-        (encode(Ping(1, False)), "first message must be HELLO"),
-        (encode(hello("x")) + encode(Ping(1, False)), "HELLO, alone"),
+        (encode(Ping(1, False, bytes(8))), "first message must be HELLO"),
+        (encode(hello("x")) + encode(Ping(1, False, bytes(8))), "HELLO, alone"),
         (b"\xc1", "frame"),
         (b"", "1 to"),
     ],

@@ -392,7 +392,9 @@ async def test_after_a_cancel_what_is_still_under_way_is_ignored() -> None:
     async with session_and_raw() as (session, _, peer):
         async with backend(session).submit(request()):
             await peer.receive()
-        await peer.send(StreamChunk(2, 0, "late", b""), StreamProgress(2, Phase.QUEUED, 0, 0), Credit(2, 1), Ping(1, False))
+        await peer.send(
+            StreamChunk(2, 0, "late", b""), StreamProgress(2, Phase.QUEUED, 0, 0), Credit(2, 1), Ping(1, False, bytes(8))
+        )
         await trio.testing.wait_all_tasks_blocked()
         assert session.is_up
 
