@@ -31,7 +31,7 @@ def models(report: Report) -> str:
     """For people."""
     rows = [("MODEL", "DIGEST", "SIZE", "CONTEXT", "NODES", "ALSO CALLED")]
     for place in places(report.members):
-        size = f"{place.size / 1e9:.2f} GB" if place.size else "-"
+        size = _size(place.size) if place.size else "-"
         context = str(place.context_length) if place.context_length else "-"
         aliases = ", ".join(place.aliases) or "-"
         rows.append((place.name, place.digest[:8] or "-", size, context, ", ".join(place.nodes), aliases))
@@ -45,6 +45,10 @@ def places(lines: Iterable[MemberLine]) -> list[ModelPlace]:
         for index, model in enumerate(member.models):
             held.setdefault(model.digest or model.name, []).append((member, index))
     return sorted(map(_place, held.values()), key=lambda place: place.name)
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _place(holdings: Sequence[tuple[MemberLine, int]]) -> ModelPlace:

@@ -47,9 +47,9 @@ def test_a_holder_that_cannot_be_asked_is_marked() -> None:
 
 def test_the_table_of_models() -> None:
     assert models(report(renamed(fake_member("beta"), model("big", "other", "b")))).splitlines() == [
-        "MODEL  DIGEST    SIZE     CONTEXT  NODES  ALSO CALLED",
-        "big    6f746865  4.70 GB  8192     beta   b",
-        "tiny   74696e79  0.00 GB  1024     alpha  -",
+        "MODEL  DIGEST    SIZE    CONTEXT  NODES  ALSO CALLED",
+        "big    6f746865  4.7 GB  8192     beta   b",
+        "tiny   74696e79  0.0 MB  1024     alpha  -",
     ]
 
 

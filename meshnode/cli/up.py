@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meshnode.start import Running, Start
 
 SUMMARY = "start a node in the foreground"
-EXAMPLE = "Example: meshnode up --model qwen=~/models/qwen3-8b.gguf --peer 192.168.1.7"
+EXAMPLE = "Example: meshnode up --model qwen=~/models/qwen3-8b.gguf"
 _TOKEN_LIMIT = 4096
 """Characters read of a token file: enough for a token, too few for a wrong file to hurt."""
 
@@ -156,8 +156,8 @@ def _next_machine(running: "Running", settings: "Settings") -> list[str]:
     """The token is a secret: the command that prints it is shown, and not the token."""
     flag = data_dir_flag(settings.data_dir)
     join = [
-        f"On the next machine, with this mesh's token (here: meshnode token{flag}) in the file mesh-token:",
-        f"  meshnode up --token-file mesh-token --peer {_peer(running)}",
+        f"On the next machine (it asks for the token, which is printed here by: meshnode token{flag}):",
+        f"  meshnode join {_peer(running)} && meshnode up",
     ]
     return ["", *(join if running.mesh else []), f"See the mesh: meshnode status{flag}"]
 

@@ -126,8 +126,8 @@ def test_on_a_terminal_the_next_step_is_told_without_the_token(
 
     output = capsys.readouterr().out
     assert output.endswith(
-        f"(here: meshnode token --data-dir {path}) in the file mesh-token:\n"
-        f"  meshnode up --token-file mesh-token --peer {peer}\n"
+        f"meshnode token --data-dir {path}):\n"
+        f"  meshnode join {peer} && meshnode up\n"
         f"See the mesh: meshnode status --data-dir {path}\n"
     )
     assert "mn1-" not in output
