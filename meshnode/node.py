@@ -74,6 +74,7 @@ class Node:
         self._served = trio.Event()
         self._renewal = trio.Event()
         self._begun = trio.Event()
+        self._joining = trio.Lock()
         self._rekeyed: tuple[float, str] | None = None
         """When and why this node took a new key."""
 
@@ -114,17 +115,18 @@ class Node:
     async def join(self, peer: str | None) -> status.Joined:
         """Take the token that the data directory holds now, and dial `peer`. Raises InvalidRequest or ConfigurationError."""
         addr = None if peer is None else _peer_address(peer)
-        token = credentials.kept_token(self._start.data_dir)
-        if token is not None and token != self._token:
-            log.info("this node leaves mesh %s for another", self.running().mesh_id)
-            self._token = token
-            await self.mesh.leave()
-            begun = self._begun
-            self._renewal.set()
-            await begun.wait()
-        if addr:
-            self.membership.add_seed(addr)
-        running = self.running()
+        async with self._joining:
+            token = credentials.kept_token(self._start.data_dir)
+            if token is not None and token != self._token:
+                log.info("this node leaves mesh %s for another", self.running().mesh_id)
+                self._token = token
+                await self.mesh.leave()
+                begun = self._begun
+                self._renewal.set()
+                await begun.wait()
+            if addr:
+                self.membership.add_seed(addr)
+            running = self.running()
         return status.Joined(mesh=running.mesh_id, node=running.node_id)
 
     def _begin(self) -> None:
