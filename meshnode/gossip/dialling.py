@@ -123,6 +123,16 @@ class Dialler:
         if attempt.due is None and attempt.flying is None:
             attempt.due = at
 
+    def expected(self, addr: str) -> list[NodeId]:
+        """Whom we expect at `addr`, which is being dialled."""
+        found = (attempt.expect or self._proven.get(addr) for attempt in self._active_at(addr) if attempt.flying is not None)
+        return list(dict.fromkeys(node for node in found if node is not None))
+
+    def again(self, key: Key, at: float) -> None:
+        """Dial `key` at `at`, whatever its back-off."""
+        if (attempt := self.attempts.get(key)) and attempt.flying is None:
+            attempt.due = at
+
     def rest(self, key: Key) -> None:
         """Nothing to dial for `key` now; what was learned of it is kept."""
         if attempt := self.attempts.get(key):

@@ -16,8 +16,8 @@ HASH_BYTES = 8
 
 
 def record_hash(record: Record) -> int:
-    """0, which XOR does not see, for a node that left (retention differs from node to node) and for an empty record."""
-    if record.left or record.version == 0:
+    """0, which XOR does not see, for a node that is gone (retention differs from node to node) and for an empty record."""
+    if record.left or record.down or record.version == 0:
         return 0
     numbers = record.epoch.to_bytes(8, "little") + record.incarnation.to_bytes(4, "little") + record.version.to_bytes(8, "little")
     digest = hashlib.sha256(b"meshnode-record-v1" + record.origin + numbers).digest()

@@ -19,9 +19,9 @@ each pair do. Every flow ends: a PING is answered by at most one PONG, a delta i
 the rest see `repair`.
 
 What moves a peer: *linked* at `link_up`; *silent* after 3 s without a frame (not routable until the next frame), closed after
-10 s; *lost* at `link_down` and redialled; *left* by its own LEAVE, or by hearsay when we have no link. A node that just
-vanishes stays alive and not routable, with the reason: to declare it down takes agreement, which is not part of this engine
-yet, and neither is refutation (every incarnation is 0).
+10 s; *lost* at `link_down` and redialled; *left* by its own LEAVE, or by hearsay when we do not hear it. That it is *down* takes
+more than our own silence, and the agreement of others where there are any: `detector` tells how. Two verdicts, kept apart (design
+D9): *routable* is ours, instant, and never gossiped; the state of a member is everybody's.
 
 Two processes with one identity (a copied data directory) are told apart by HELLO's `instance`. Whoever is linked with one refuses
 the other, and says where the first is; the second goes there, and only when it has met a process that proves the same key does it
@@ -33,6 +33,7 @@ raises because of what a peer did.
 
 import random
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import assert_never
 
 import msgspec
@@ -40,25 +41,29 @@ import msgspec
 from meshnode.errors import PeerError
 from meshnode.gossip import hello as greeting
 from meshnode.gossip import limits, view
+from meshnode.gossip.admission import Admission
+from meshnode.gossip.detector import Detector
 from meshnode.gossip.dialling import Attempt, Dialler, Network
-from meshnode.gossip.effects import Close, Effect, LinkId, Rekey
+from meshnode.gossip.effects import Close, Effect, LinkId
 from meshnode.gossip.exchange import Exchange
+from meshnode.gossip.hearing import Hearing, helpers, size
 from meshnode.gossip.knowledge import Knowledge
-from meshnode.gossip.link import SILENCE_S, SILENT_CLOSE_S, Link
+from meshnode.gossip.lag import Lag
+from meshnode.gossip.link import Link, new_link
 from meshnode.gossip.member import Member
 from meshnode.gossip.notices import Notices
-from meshnode.gossip.overlay import MAX_NODES
 from meshnode.gossip.peer import Peer, surplus
-from meshnode.gossip.plan import MESH_FULL, Planner
-from meshnode.gossip.repair import Repair
+from meshnode.gossip.plan import Planner
 from meshnode.gossip.roster import Roster
 from meshnode.names import MeshId, NodeId, printable
 from meshnode.wire.codec import encode_value
 from meshnode.wire.messages import (
     PROTOCOL_MAX,
     PROTOCOL_MIN,
+    Accuse,
     Delta,
     Digest,
+    Finding,
     Gossip,
     Held,
     Hello,
@@ -66,6 +71,7 @@ from meshnode.wire.messages import (
     ModelState,
     Ping,
     Pong,
+    Probe,
     Pull,
     Versions,
 )
@@ -74,10 +80,9 @@ REDIAL_S = 0.3
 """Time for a restarted process to listen again. A guess."""
 SHORT_LIFE_S = 10.0
 """A link that breaks earlier counts as a failed dial."""
-STALL_S = 2.0
-"""Later than any busy loop is, and below the three seconds after which we would call everyone silent."""
 MAX_LOADS = 64
-DUPLICATE, SILENT, LEAVING, FULL = 4410, 4408, 4411, 4412
+MAX_STALL_S = 60.0
+DUPLICATE = 4410
 Loads = tuple[ModelState, ...]
 
 
@@ -111,10 +116,32 @@ class Engine:
         self._planner = Planner(
             self._known, self._peers, self._dialler, seeds=seeds, remembered=remembered, listen=listen, now=now
         )
-        self._roster = Roster(self._known, self._peers, self._dialler, self._planner, ourselves=self._self)
+        lag = Lag()
+        self._detector = Detector(
+            self._known, lag, rng, helpers=partial(helpers, self._peers), size=partial(size, self._known, self._peers)
+        )
+        self._roster = Roster(
+            known=self._known,
+            peers=self._peers,
+            dialler=self._dialler,
+            planner=self._planner,
+            detector=self._detector,
+            ourselves=self._self,
+        )
         self._notices = Notices(self._peers, self._roster)
+        self._admission = Admission(self._known, self._peers, self._roster.outsiders, add=self._notices.add)
         self._exchange = Exchange(
-            known=self._known, peers=self._peers, links=self._links, roster=self._roster, notices=self._notices, rng=rng
+            known=self._known, peers=self._peers, links=self._links, roster=self._roster, notices=self._notices, lag=lag, rng=rng
+        )
+        self._hearing = Hearing(
+            known=self._known,
+            peers=self._peers,
+            links=self._links,
+            dialler=self._dialler,
+            detector=self._detector,
+            exchange=self._exchange,
+            notices=self._notices,
+            lag=lag,
         )
         for key, value in ((view.NAME, name), (view.VERSION, version), (view.ADDR, listen)):
             self._known.write(key, encode_value(value))
@@ -131,26 +158,14 @@ class Engine:
 
     def judge(self, hello: Hello, *, proven: NodeId, addr: str, now: float) -> None:
         """Raise PeerError unless we may be linked with the node at `addr` that proved to be `proven`."""
-        try:
-            greeting.check(hello, proven=proven, ours=self._hello)
-        except PeerError as error:
-            self._note_refusal(hello, error, addr, now)
-            raise
-        if self._leaving:
-            raise PeerError("this node is leaving the mesh", close_code=LEAVING)
-        link = self._peers[proven].link if proven in self._peers else None
-        if link and greeting.life(link.hello) != greeting.life(hello) and not link.is_silent(now):
-            raise PeerError(f"another process with this identity is linked from {link.addr}", close_code=greeting.OWN_ID)
-        linked = sum(bool(peer.links) for node, peer in self._peers.items() if node != proven)
-        if linked >= MAX_NODES - 1:
-            raise PeerError(MESH_FULL, close_code=FULL)
+        self._admission.judge(hello, ours=self._hello, proven=proven, addr=addr, now=now)
 
     def link_up(self, link: LinkId, hello: Hello, *, addr: str, dialled: bool, now: float) -> None:
         """Both HELLOs were exchanged on `link`, and `judge` let the peer's pass. `addr` is where it was dialled, or came from."""
         node = hello.node
         new = self._known.record(node) is None
         try:
-            self._refuse(hello, now)
+            self._admission.confirm(hello, now)
             changed = self._known.meet(node, hello.epoch)
         except PeerError as error:
             self._notices.add(Close(link=link, code=error.close_code, reason=error.message))
@@ -160,8 +175,7 @@ class Engine:
         if dialled:
             self._dialler.succeeded(addr, node)
         peer = self._peers.setdefault(node, Peer())
-        bucket = limits.Bucket(limits.GOSSIP_BYTES_PER_S, limits.GOSSIP_BURST, now=now)
-        up = Link(id=link, peer=node, hello=hello, addr=addr, dialled=dialled, bucket=bucket, repair=Repair(now=now), up_at=now)
+        up = new_link(link, hello, addr=addr, dialled=dialled, now=now)
         self._links[link] = up
         peer.links.append(up)
         peer.hello, peer.lost_at = hello, None
@@ -172,7 +186,7 @@ class Engine:
             peer.load = ()
         if new:
             self._notices.notify("joined", node, f"{hello.name} (meshnode {hello.version}), linked at {addr}")
-        self._seen(up, peer, now)
+        self._hearing.met(up, now)
         self._exchange.introduce(up, now)
         self._planner.soon(now)
 
@@ -188,14 +202,18 @@ class Engine:
         if not peer.links:
             peer.lost_at, peer.lost_reason, peer.load = now, printable(reason) or "closed", ()
             self._planner.lost(down.peer, short=now - down.up_at < SHORT_LIFE_S, at=now + REDIAL_S)
+            self._hearing.lost(down.peer, now)
             if self._known.part(down.peer, now=now):
                 self._exchange.changed(down.peer, None, now)
         self._notices.verdict(down.peer, now)
         self._planner.soon(now)
 
-    def dial_failed(self, addr: str, reason: str, *, now: float) -> None:
-        """A Dial of `addr` did not lead to a link."""
+    def dial_failed(self, addr: str, reason: str, *, refused: bool = False, now: float) -> None:
+        """A Dial of `addr` did not lead to a link. `refused`: the host is there, and nothing listens."""
+        expected = self._dialler.expected(addr)
         self._dialler.failed(addr, printable(reason), now=now)
+        for node in expected if refused else ():
+            self._hearing.refused(node, now)
         verifying = self._dialler.attempts.get(self._me)
         if verifying is not None and verifying.failures:
             self._dialler.forget(self._me)
@@ -233,7 +251,7 @@ class Engine:
                 peer.refused_until, peer.refusal = now + limits.PENALTY_S, error.message
             self._notices.verdict(source.peer, now)
             raise
-        self._seen(source, peer, now)
+        self._hearing.seen(source, now)
 
     def advertise(self, key: str, value: bytes | None, *, now: float) -> None:
         """Set `key` of our own record, or remove it. Raises ValueError when the others would refuse it as too large."""
@@ -253,9 +271,35 @@ class Engine:
         if peer and peer.links and load:
             peer.load, peer.load_at = load, now
 
+    def heard(self, link: LinkId, *, now: float) -> None:
+        """Something else than gossip came on `link`: its peer lives."""
+        source = self._links.get(link)
+        if source is not None and not source.closing:
+            self._hearing.seen(source, now)
+
+    def announce_stall(self, seconds: float, *, now: float) -> None:
+        """We may be silent for so long (at most 60 s): nobody shall suspect us, and nobody ask us for anything."""
+        for link in self._links.values():
+            link.stall(now + min(seconds, MAX_STALL_S), now)
+            link.advance(now)
+
+    def drain(self, draining: bool, *, now: float) -> None:
+        """Whether we take nothing new. Others route nothing to us from when they hear it."""
+        self.advertise(view.DRAINING, b"" if draining else None, now=now)
+
+    def forget(self, node: NodeId, *, now: float) -> bool:
+        """An operator says that `node`, which is not linked, is gone for good: it counts as left, everywhere. False if it did."""
+        peer, record = self._peers.get(node), self._known.record(node)
+        if node == self._me or record is None or record.left or (peer and peer.links):
+            return False
+        self._known.mark_left(node, now=now)
+        self._exchange.changed(node, None, now)
+        self._planner.soon(now)
+        return True
+
     def leave(self, *, now: float) -> None:
         """We leave for good: nothing is dialled any more, and every link's last frame will be LEAVE."""
-        self._leaving = True
+        self._leaving = self._admission.leaving = True
         self._known.leave()
         for link in self._links.values():
             link.leave(self._known.epoch)
@@ -299,7 +343,7 @@ class Engine:
         """When `tick` has something to do; infinity for never."""
         if self._leaving:
             return float("inf")
-        times = [self._planner.due, self._dialler.next_at(), self._known.next_burial()]
+        times = [self._planner.due, self._dialler.next_at(), self._known.next_burial(), self._detector.deadline()]
         times += [link.deadline() for link in self._links.values() if not link.closing]
         return min((time for time in times if time is not None), default=float("inf"))
 
@@ -307,11 +351,7 @@ class Engine:
         """Do what has become due; afterwards `next_deadline` is later than `now`."""
         if self._leaving:
             return
-        self._excuse(now - self.next_deadline())
-        for link in self._links.values():
-            if not link.closing and link.deadline() <= now:
-                link.advance(now)
-                self._listen(link, now)
+        self._hearing.tick(now - self.next_deadline(), now)
         for node in self._known.bury(now=now):
             self._forget(node)
         if self._planner.due is not None and self._planner.due <= now:
@@ -321,25 +361,11 @@ class Engine:
 
     # How it is done
 
-    def _note_refusal(self, hello: Hello, error: PeerError, addr: str, now: float) -> None:
-        if error.close_code == greeting.WRONG_VERSION:
-            self._roster.outsiders.saw(hello, addr=addr, now=now)
-        elif error.close_code == greeting.OWN_ID and greeting.gives_way(self._hello, hello):
-            self._notices.add(Rekey(reason=f"{error.message} (the other is at {addr})"))
-
-    def _refuse(self, hello: Hello, now: float) -> None:
-        """Raise PeerError if time or events since `judge` forbid a link."""
-        peer = self._peers.get(hello.node, Peer())
-        if self._leaving or self._known.has_left(hello.node, hello.epoch):
-            raise PeerError("one of the two has left the mesh", close_code=LEAVING)
-        if peer.refused_until > now:
-            text = f"refused for {view.span(peer.refused_until - now)} more: {peer.refusal}"
-            raise PeerError(text, close_code=limits.TOO_MUCH)
-
     def _handle(self, source: Link, peer: Peer, message: Gossip, now: float) -> None:
         match message:
             case Ping():
                 peer.load, peer.load_at = message.load, now
+                source.grace_until = now + message.grace_ms / 1000 if message.grace_ms else 0.0
                 equal = message.state_hash == self._known.hashes.state
                 source.repair.compare(equal=equal, busy=source.has_news, now=now)
                 if message.want_pong:
@@ -356,36 +382,12 @@ class Engine:
                     raise PeerError(f"Leave: of epoch {message.epoch}, on a link of epoch {source.hello.epoch}")
                 self._known.mark_left(source.peer, now=now)
                 self._exchange.changed(source.peer, source, now)
-            case Digest():
-                source.repair.asked(message, self._known.hashes, now=now)
-            case Versions():
-                source.repair.answered()
-                self._exchange.reconcile(source, message, now)
-            case Pull():
-                source.repair.pulled(now=now)
-                self._exchange.answer(source, message, now)
+            case Digest() | Versions() | Pull():
+                self._exchange.repair(source, message, now)
+            case Probe() | Finding() | Accuse():
+                self._hearing.receive(source, message, now)
             case _:
                 assert_never(message)
-
-    def _seen(self, link: Link, peer: Peer, now: float) -> None:
-        link.heard(now)
-        link.advance(now)
-        peer.last_seen = now
-        self._notices.verdict(link.peer, now)
-
-    def _excuse(self, late: float) -> None:
-        """If this tick is `late` because we were stopped, nobody was silent: what they sent meanwhile is still to be read."""
-        if late > STALL_S:
-            for link in self._links.values():
-                link.heard_at += late
-
-    def _listen(self, link: Link, now: float) -> None:
-        """Notice a silence."""
-        if link.heard_at + SILENT_CLOSE_S <= now:
-            self._notices.close(link, SILENT, f"no frame for {view.span(now - link.heard_at)}")
-        if link.heard_at + SILENCE_S <= now and not link.silent:
-            link.silent = True
-            self._notices.verdict(link.peer, now)
 
     def _forget(self, node: NodeId) -> None:
         for link in self._peers.pop(node, Peer()).links:

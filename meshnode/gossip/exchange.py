@@ -10,13 +10,14 @@ from meshnode.gossip import view
 from meshnode.gossip.digest import bucket_of, decode_buckets
 from meshnode.gossip.effects import LinkId
 from meshnode.gossip.knowledge import Knowledge
+from meshnode.gossip.lag import Lag
 from meshnode.gossip.link import Link
 from meshnode.gossip.notices import Notices
 from meshnode.gossip.peer import Peer
-from meshnode.gossip.record import Gap, Record, Stamp
+from meshnode.gossip.record import Gap, Record, Stamp, stamp_of
 from meshnode.gossip.roster import Roster
 from meshnode.names import NodeId
-from meshnode.wire.messages import Pull, RecordDelta, Version, Versions
+from meshnode.wire.messages import Accuse, Digest, Pull, RecordDelta, Standing, Version, Versions
 
 RELAY_S = 0.1
 RELAY_JITTER_S = 0.1
@@ -35,6 +36,7 @@ class Exchange:
         links: dict[LinkId, Link],
         roster: Roster,
         notices: Notices,
+        lag: Lag,
         rng: random.Random,
     ) -> None:
         self._known = known
@@ -42,6 +44,7 @@ class Exchange:
         self._links = links
         self._roster = roster
         self._notices = notices
+        self._lag = lag
         self._rng = rng
 
     def introduce(self, link: Link, now: float) -> None:
@@ -49,14 +52,24 @@ class Exchange:
         link.offer(self._known.me, now)
         link.advance(now)
         at = now + self._rng.uniform(0, RELAY_JITTER_S)
-        for node in self._known.beliefs:
-            link.offer(node, at)
+        for node, belief in self._known.beliefs.items():
+            if not belief.record.down:
+                link.offer(node, at)
 
     def spread_own(self, now: float) -> None:
         self._spread(self._known.me, None, at=now, now=now)
 
+    def refute(self, epoch: int, incarnation: int, now: float) -> bool:
+        """We are called down or suspect, and are not: everyone is told so by a higher incarnation."""
+        if not self._known.refute(epoch, incarnation):
+            return False
+        self._lag.blame(now)
+        self._notices.notify("refuted", self._known.me, f"this node was suspected in incarnation {incarnation}")
+        self.spread_own(now)
+        return True
+
     def changed(self, node: NodeId, source: Link | None, now: float) -> None:
-        """The record of `node` is another, by what `source` said: tell the shell, and everyone else."""
+        """The record of `node` is another, by what `source` said or by our own verdict: tell the shell, and everyone else."""
         record = self._known.beliefs[node].record
         name = self._roster.name(node)
         if record.left:
@@ -64,12 +77,18 @@ class Exchange:
             for link in self._peers.get(node, Peer()).links:
                 self._notices.close(link, NORMAL, "left the mesh")
             self._notices.verdict(node, now)
+        elif record.down:
+            self._notices.notify("down", node, f"{name}: {self._roster.evidence(node) or 'others agree'}")
+            self._notices.verdict(node, now)
         else:
             self._notices.notify("changed", node, f"record of {name}, version {record.version}")
-        self._spread(node, source, at=now + RELAY_S + self._rng.uniform(0, RELAY_JITTER_S), now=now)
+        relay_at = now + RELAY_S + self._rng.uniform(0, RELAY_JITTER_S)
+        self._spread(node, source, at=relay_at if source else now, now=now)
 
     def learn(self, source: Link, delta: RecordDelta, now: float) -> bool:
         """Take in what `source` says of one record; whether that changed it. Raises PeerError when it may not say that."""
+        if delta.origin == self._known.me:
+            return delta.standing is Standing.DOWN and self.refute(delta.epoch, delta.incarnation, now)
         if delta.origin == source.peer and delta.epoch != source.hello.epoch:
             raise PeerError(f"Delta: its own record of epoch {delta.epoch}, on a link of epoch {source.hello.epoch}")
         new = delta.origin not in self._known.beliefs
@@ -89,7 +108,19 @@ class Exchange:
         self.changed(delta.origin, source, now)
         return True
 
-    def reconcile(self, link: Link, theirs: Versions, now: float) -> None:
+    def repair(self, link: Link, message: Digest | Versions | Pull, now: float) -> None:
+        """Raises PeerError when the peer may not say that, or not so often."""
+        match message:
+            case Digest():
+                link.repair.asked(message, self._known.hashes, now=now)
+            case Versions():
+                link.repair.answered()
+                self._reconcile(link, message, now)
+            case Pull():
+                link.repair.pulled(now=now)
+                self._answer(link, message, now)
+
+    def _reconcile(self, link: Link, theirs: Versions, now: float) -> None:
         """Offer what the peer lacks, and want what we lack."""
         for version in theirs.versions:
             ours, stamp = self._known.record(version.origin), _stamp(version)
@@ -97,26 +128,30 @@ class Exchange:
                 link.correct(version.origin, stamp)
             if ours is not None and ours.stamp > stamp:
                 link.offer(version.origin, now)
-            elif (ours is None or ours.stamp < stamp) and self._may_tell(link, version):
+            elif (ours.stamp < stamp if ours else not stamp.down) and self._may_tell(link, version):
                 link.repair.want(version.origin, epoch=stamp.epoch, from_version=_from(ours, stamp))
         covered, listed = decode_buckets(theirs.buckets), {version.origin for version in theirs.versions}
         for record in self._known.records():
-            if record.origin not in listed and not record.left and bucket_of(record.origin) in covered:
+            gone = record.left or record.down
+            if record.origin not in listed and not gone and bucket_of(record.origin) in covered:
                 link.correct(record.origin, None)
                 link.offer(record.origin, now)
 
-    def answer(self, link: Link, pull: Pull, now: float) -> None:
+    def _answer(self, link: Link, pull: Pull, now: float) -> None:
         """The peer has no more than it says there."""
         for want in pull.wants:
             if self._known.record(want.origin) is not None:
-                link.correct(want.origin, Stamp(want.epoch, False, 0, want.from_version))
+                link.correct(want.origin, Stamp(want.epoch, False, 0, False, want.from_version))
                 link.offer(want.origin, now)
 
     def _take(self, source: Link, delta: RecordDelta, now: float) -> bool:
         if delta.origin == source.peer:
             return self._known.own_word(delta, now=now)
-        linked = self._is_linked(delta.origin)
-        return self._known.hearsay(delta, teller=source.peer, linked=linked, now=now)
+        link = self._peers[delta.origin].link if delta.origin in self._peers else None
+        speaking = link is not None and not link.is_silent(now)
+        if link and speaking and delta.standing is Standing.DOWN:
+            link.say(Accuse(delta.origin, delta.epoch, delta.incarnation))  # it is not, and can refute it
+        return self._known.hearsay(delta, teller=source.peer, speaking=speaking, now=now)
 
     def _is_linked(self, node: NodeId) -> bool:
         peer = self._peers.get(node)
@@ -138,7 +173,7 @@ class Exchange:
 
 
 def _stamp(version: Version) -> Stamp:
-    return Stamp(version.epoch, version.left, version.incarnation, version.version)
+    return stamp_of(version.epoch, version.standing, version.incarnation, version.version)
 
 
 def _from(ours: Record | None, stamp: Stamp) -> int:

@@ -1,12 +1,13 @@
 """What this node believes of every record's origin, and whom it believes (pure; design D8).
 
-Records are not signed. Instead: while we have a link to X, only X speaks for X. What others say of X then is kept aside
-(`heard`, only while it is ahead of X's own word) and comes into force if the link is lost, so that a leave that X could not
-tell us any more is not missed. Without a link to X, hearsay is joined into X's record; the first delta of a new link to X
-replaces what came by hearsay.
+Records are not signed. Instead: while we hear X on a link of its own, only X speaks for X. What others say of X then is kept
+aside (`heard`, only while it is ahead of X's own word) and comes into force if the link is lost, so that a leave that X could not
+tell us any more is not missed. Without a link to X, or while it is silent, hearsay is joined into X's record; the first delta of
+a new link to X replaces what came by hearsay.
 
-A node that left is remembered for an hour, so that `status` can say so, and then its id and epoch for as long as there is room,
-so that slower nodes do not bring it back.
+A node that left is remembered for an hour, so that `status` can say so, one that is down for a day; and then its id and epoch for
+as long as there is room, so that slower nodes do not bring it back. Of a node that is gone nobody is told who never met it: it
+would be passed on from newcomer to newcomer for ever.
 """
 
 from collections import OrderedDict
@@ -19,11 +20,13 @@ import msgspec
 from meshnode.errors import PeerError
 from meshnode.gossip import limits
 from meshnode.gossip.digest import Hashes
-from meshnode.gossip.record import Gap, Record, apply, check, write
+from meshnode.gossip.record import MAX_INCARNATION, Gap, Record, apply, check, write
 from meshnode.names import NodeId
-from meshnode.wire.messages import RecordDelta
+from meshnode.wire.messages import RecordDelta, Standing
 
 LEFT_SHOWN_S = 3600.0
+DOWN_SHOWN_S = 24 * 3600.0
+"""A laptop that sleeps overnight is still the same member in the morning."""
 GRAVEYARD = 4096
 MAX_AHEAD_MS = 24 * 3600 * 1000
 """How far ahead of our clock a relayed epoch may be (security rule 8); a forged one hides its node's real ones until then."""
@@ -49,6 +52,8 @@ class Knowledge:
         """Of all records, ours included."""
         self.left: dict[NodeId, float] = {}
         """When we learned that a peer left; the earliest first."""
+        self.down: dict[NodeId, float] = {}
+        """Likewise, that it is down."""
         self._started = now
         self._graveyard: OrderedDict[NodeId, int] = OrderedDict()
         self._new_ids: OrderedDict[NodeId, limits.Bucket] = OrderedDict()
@@ -97,12 +102,15 @@ class Knowledge:
         self._bytes -= belief.record.size
         self.hashes.swap(belief.record, None)
         self.left.pop(node, None)
+        self.down.pop(node, None)
         self.beliefs[node] = Belief(Record(origin=node, epoch=epoch), direct=True)
         return True
 
     def own_word(self, delta: RecordDelta, *, now: float) -> bool:
         """What a linked node says of itself. Raises PeerError when it may not."""
         check(delta)
+        if delta.standing is Standing.DOWN:
+            raise PeerError("Delta: it calls itself down")
         belief = self.beliefs[delta.origin]
         base = belief.record if belief.direct else None
         changed = self._commit(belief, apply(base, delta), now)
@@ -111,8 +119,8 @@ class Knowledge:
             belief.heard = None
         return changed
 
-    def hearsay(self, delta: RecordDelta, *, teller: NodeId, linked: bool, now: float) -> bool:
-        """What `teller` says of another, to which we are `linked` or not. Raises PeerError when it may not.
+    def hearsay(self, delta: RecordDelta, *, teller: NodeId, speaking: bool, now: float) -> bool:
+        """What `teller` says of another, which is `speaking` for itself on a link or not. Raises PeerError when it may not.
 
         What is not to be believed is ignored: the teller may be as honest as we are.
         """
@@ -122,7 +130,7 @@ class Knowledge:
             return False
         if belief is None:
             return self._first_word(delta, teller, now)
-        if linked:
+        if speaking:
             try:
                 heard = apply(belief.heard or belief.record, delta)
             except Gap:  # the node's new life may be known to the teller before its own first word is here
@@ -144,24 +152,46 @@ class Knowledge:
             return self._commit(belief, heard, now)
         return False
 
+    def refute(self, epoch: int, incarnation: int) -> bool:
+        """Somebody calls us down, or suspects it, in that life and incarnation. Whether there was something to refute.
+
+        An incarnation at the upper end is a lie, since only we raise it, and is not worth our epoch.
+        """
+        own = self.beliefs[self.me]
+        if epoch != self.epoch or not own.record.incarnation <= incarnation < MAX_INCARNATION:
+            return False
+        self._replace(own, msgspec.structs.replace(own.record, incarnation=incarnation + 1))
+        return True
+
+    def mark_down(self, node: NodeId, *, now: float) -> bool:
+        """We are convinced that `node` is gone."""
+        belief = self.beliefs[node]
+        return not belief.record.left and self._commit(belief, msgspec.structs.replace(belief.record, down=True), now)
+
     def mark_left(self, node: NodeId, *, now: float) -> None:
-        """The node itself says that it leaves."""
+        """The node itself says that it leaves, or an operator in its place."""
         belief = self.beliefs[node]
         record = belief.record
-        self._commit(belief, apply(record, RecordDelta(node, record.epoch, 0, record.version, record.version, (), True)), now)
+        self._commit(
+            belief, apply(record, RecordDelta(node, record.epoch, 0, record.version, record.version, (), Standing.LEFT)), now
+        )
 
     def is_buried(self, node: NodeId, epoch: int) -> bool:
         """Whether that life of `node` is over and forgotten here."""
         return epoch <= self._graveyard.get(node, -1)
 
     def next_burial(self) -> float | None:
-        return next((at + LEFT_SHOWN_S for at in self.left.values()), None)
+        left = next((at + LEFT_SHOWN_S for at in self.left.values()), None)
+        down = next((at + DOWN_SHOWN_S for at in self.down.values()), None)
+        return min((at for at in (left, down) if at is not None), default=None)
 
     def bury(self, *, now: float) -> list[NodeId]:
-        """Forget those that left long ago, but for the graveyard."""
+        """Forget those that left or went down long ago, but for the graveyard."""
         gone = [node for node, at in self.left.items() if at + LEFT_SHOWN_S <= now]
+        gone += [node for node, at in self.down.items() if at + DOWN_SHOWN_S <= now]
         for node in gone:
-            del self.left[node]
+            self.left.pop(node, None)
+            self.down.pop(node, None)
             record = self.beliefs.pop(node).record
             self._bytes -= record.size
             self.hashes.swap(record, None)
@@ -174,8 +204,10 @@ class Knowledge:
             self._graveyard.popitem(last=False)
 
     def _is_buried(self, delta: RecordDelta, belief: Belief | None) -> bool:
-        """Nobody needs to hear of a node that was gone before we ever met it."""
-        if belief is None and delta.left:
+        """Nobody needs to hear of a node that was gone before we ever met it. One that is down may come back."""
+        if belief is None and delta.standing is Standing.DOWN:
+            return True
+        if belief is None and delta.standing is Standing.LEFT:
             self._inter(delta.origin, delta.epoch)
         return self.is_buried(delta.origin, delta.epoch)
 
@@ -211,12 +243,18 @@ class Knowledge:
             raise limits.breach(f"records of more than {limits.MAX_TOTAL_BYTES} bytes in all")
         self._bytes = grown
         self._replace(belief, record)
-        if record.left:
-            self.left.setdefault(record.origin, now)
-        else:
-            self.left.pop(record.origin, None)
+        _note(self.left, record.origin, record.left, now)
+        _note(self.down, record.origin, record.down and not record.left, now)
         return True
 
     def _replace(self, belief: Belief, record: Record) -> None:
         self.hashes.swap(belief.record, record)
         belief.record = record
+
+
+def _note(times: dict[NodeId, float], node: NodeId, holds: bool, now: float) -> None:
+    """Keep in `times` since when it holds."""
+    if holds:
+        times.setdefault(node, now)
+    else:
+        times.pop(node, None)

@@ -22,6 +22,10 @@ FRAME_COST = 256
 DIGESTS_PER_S = 2.0
 PULLS_PER_S = 4.0
 """Four times what an honest node sends. Each can be answered by many times its own bytes, which is why they are counted."""
+PROBES_PER_S = 20.0
+ACCUSATIONS_PER_S = 50.0
+SUDDEN = 256.0
+"""So many of either at once: half of a large mesh may vanish in one moment, and all the others ask and say so."""
 PENALTY_S = 60.0
 TOO_MUCH = 4429
 

@@ -11,12 +11,23 @@ from dataclasses import dataclass, field
 
 from meshnode.gossip.effects import LinkId
 from meshnode.gossip.knowledge import Knowledge
-from meshnode.gossip.limits import Bucket
+from meshnode.gossip.limits import ACCUSATIONS_PER_S, GOSSIP_BURST, GOSSIP_BYTES_PER_S, PROBES_PER_S, SUDDEN, Bucket
 from meshnode.gossip.record import Stamp, claim, delta_for, delta_size
 from meshnode.gossip.repair import Repair
 from meshnode.names import NodeId
 from meshnode.wire.codec import encode
-from meshnode.wire.messages import Delta, Hello, Leave, ModelState, Ping, Pong, RecordDelta
+from meshnode.wire.messages import (
+    Accuse,
+    Delta,
+    Finding,
+    Hello,
+    Leave,
+    ModelState,
+    Ping,
+    Pong,
+    Probe,
+    RecordDelta,
+)
 
 HEARTBEAT_S = 1.0
 """One second of load at most is unknown to a router; 110 bytes and 67 us of processor at each end. Below 0.5 s CPU dominates."""
@@ -32,8 +43,12 @@ SILENCE_S = 3.0
 SILENT_CLOSE_S = 10.0
 """A peer that lost its power sends no FIN; closing is what makes us redial it. Above any stall that a busy machine survives."""
 RTT_WEIGHT = 0.25
+MAX_URGENT = 512
+"""More than there is to say when half of a mesh of 64 vanishes."""
 FRAME_COST = 8
 """Bytes around the records of a DELTA, at most."""
+
+Urgent = Probe | Finding | Accuse
 
 
 def is_large_change(old: tuple[ModelState, ...], new: tuple[ModelState, ...]) -> bool:
@@ -61,6 +76,9 @@ class Link:
     addr: str
     dialled: bool
     bucket: Bucket
+    """For the bytes of its gossip."""
+    probes: Bucket
+    accusations: Bucket
     repair: Repair
     up_at: float
     heard_at: float = 0.0
@@ -72,6 +90,12 @@ class Link:
     _has: dict[NodeId, Stamp] = field(default_factory=dict)
     _lacks: dict[NodeId, float] = field(default_factory=dict)
     """Origins of which the peer may lack something, and from when on to tell it."""
+    grace_until: float = 0.0
+    """The peer announced that it may be silent until then."""
+    _urgent: dict[tuple[type, NodeId], Urgent] = field(default_factory=dict)
+    """What there is to say about others, by kind and target; the newest counts."""
+    _stalled_until: float = 0.0
+    """Our own such announcement."""
     _leave: int | None = None
     _pong: int | None = None
     _ping: bool = False
@@ -87,8 +111,8 @@ class Link:
     @property
     def ready(self) -> bool:
         """Whether `next_frame` would probably give a frame."""
-        due = self._leave is not None or self._pong is not None or self._ping or self._delta or self.repair.ready
-        return due and not self.closing
+        answers = self._leave is not None or self._pong is not None or bool(self._urgent)
+        return not self.closing and (answers or self._ping or self._delta or self.repair.ready)
 
     def deadline(self) -> float:
         """When a flag has to be set, or the silence becomes too long."""
@@ -144,6 +168,16 @@ class Link:
         if is_large_change(self._load_sent, load):
             self.next_ping = min(self.next_ping, max(now, self._last_ping + MIN_HEARTBEAT_GAP_S))
 
+    def say(self, frame: Urgent) -> None:
+        """As soon as possible. Who asks and does not read loses the oldest answers."""
+        self._urgent[type(frame), frame.target] = frame
+        if len(self._urgent) > MAX_URGENT:
+            del self._urgent[next(iter(self._urgent))]
+
+    def stall(self, until: float, now: float) -> None:
+        """We may be silent until then: the next heartbeat, now, says so."""
+        self._stalled_until, self.next_ping = until, now
+
     def answer(self, sequence: int) -> None:
         """A PING asked for a PONG. One is owed however many were asked for, and a PONG is never answered: this ends."""
         self._pong = sequence
@@ -161,17 +195,21 @@ class Link:
         self._leave = epoch
 
     def next_frame(self, known: Knowledge, load: tuple[ModelState, ...], now: float, room: int) -> bytes | None:
-        """The most urgent frame: LEAVE, PONG, PING, DELTA, then what repairs. None when there is nothing, or `room` bytes are too
-        few for it."""
+        """The most urgent frame: LEAVE, PONG, what concerns others' lives, PING, DELTA, then what repairs. None when there is
+        nothing, or `room` bytes are too few for it."""
         if self.closing:
             return None
         if self._leave is not None:
             return self._fitting(encode(Leave(self._leave)), room, self._leave_sent)
         if self._pong is not None:
             return self._fitting(encode(Pong(self._pong, load)), room, self._pong_sent)
+        if self._urgent:
+            first = next(iter(self._urgent))
+            return self._fitting(encode(self._urgent[first]), room, lambda: self._urgent_sent(first))
         if self._ping:
             want_pong = self._sequence % PONG_EVERY == 0
-            ping = Ping(self._sequence, want_pong, known.hashes.state, load)
+            grace_ms = round(max(0.0, self._stalled_until - now) * 1000)
+            ping = Ping(self._sequence, want_pong, known.hashes.state, load, grace_ms)
             return self._fitting(encode(ping), room, lambda: self._ping_sent(want_pong, load, now))
         delta = self._next_delta(known, now, min(room, MAX_DELTA_BYTES)) if self._delta else None
         return delta or self.repair.next_frame(known.hashes, known.records, now, room)
@@ -187,6 +225,9 @@ class Link:
 
     def _pong_sent(self) -> None:
         self._pong = None
+
+    def _urgent_sent(self, which: tuple[type, NodeId]) -> None:
+        del self._urgent[which]
 
     def _ping_sent(self, want_pong: bool, load: tuple[ModelState, ...], now: float) -> None:
         if want_pong:
@@ -216,3 +257,18 @@ class Link:
             return None
         self._last_delta = now
         return encode(Delta(tuple(deltas)))
+
+
+def new_link(link: LinkId, hello: Hello, *, addr: str, dialled: bool, now: float) -> Link:
+    return Link(
+        id=link,
+        peer=hello.node,
+        hello=hello,
+        addr=addr,
+        dialled=dialled,
+        bucket=Bucket(GOSSIP_BYTES_PER_S, GOSSIP_BURST, now=now),
+        probes=Bucket(PROBES_PER_S, SUDDEN, now=now),
+        accusations=Bucket(ACCUSATIONS_PER_S, SUDDEN, now=now),
+        repair=Repair(now=now),
+        up_at=now,
+    )

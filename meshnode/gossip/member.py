@@ -13,7 +13,12 @@ from meshnode.wire.messages import ModelState
 
 class State(StrEnum):
     ALIVE = "alive"
+    SUSPECT = "suspect"
+    """We do not hear it, and nobody whom we asked does."""
+    DOWN = "down"
+    """Suspected for long enough, by enough of us."""
     LEFT = "left"
+    """It said so itself, or an operator did in its place."""
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +44,10 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     routable: bool
     reason: str
     """Why it is not routable, in words with the evidence; empty when it is."""
+    since: float | None = None
+    """Since when it is down or has left; None otherwise."""
+    draining: bool = False
+    """It finishes what it has and takes nothing new."""
     last_seen: float | None
     """When the last frame came over its own link; None: never."""
     addr: str = ""

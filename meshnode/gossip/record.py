@@ -16,9 +16,10 @@ import msgspec
 
 from meshnode.errors import PeerError
 from meshnode.names import NodeId
-from meshnode.wire.messages import Entry, RecordDelta
+from meshnode.wire.messages import Entry, RecordDelta, Standing
 
 MAX_INCARNATION = 65_535
+"""One life is suspected wrongly a few times. Who lies about it all the time raises no more than this."""
 RECORD_COST = 64
 ENTRY_COST = 20
 """Upper bounds, in bytes on the wire, of what comes around a record's entries and around an entry's key and value."""
@@ -37,11 +38,16 @@ class Gap(PeerError):
 
 
 class Stamp(NamedTuple):
-    """How new an account of a record is; compares as a tuple. Having left is final for the epoch: it outranks the rest of it."""
+    """How new an account of a record is; compares as a tuple.
+
+    Having left is final for the epoch: it outranks the rest of it. Being called down outranks being alive in the same
+    incarnation, and the next incarnation refutes it.
+    """
 
     epoch: int
     left: bool
     incarnation: int
+    down: bool
     version: int
 
 
@@ -54,10 +60,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
     entries: Mapping[str, Entry] = {}
     left: bool = False
+    down: bool = False
 
     @property
     def stamp(self) -> Stamp:
-        return Stamp(self.epoch, self.left, self.incarnation, self.version)
+        return Stamp(self.epoch, self.left, self.incarnation, self.down, self.version)
+
+    @property
+    def standing(self) -> Standing:
+        return Standing.LEFT if self.left else Standing.DOWN if self.down else Standing.ALIVE
 
     @property
     def size(self) -> int:
@@ -80,7 +91,11 @@ def delta_size(delta: RecordDelta) -> int:
 
 def claim(delta: RecordDelta) -> Stamp:
     """The stamp that whoever sent `delta` has at least."""
-    return Stamp(delta.epoch, delta.left, delta.incarnation, delta.to_version)
+    return stamp_of(delta.epoch, delta.standing, delta.incarnation, delta.to_version)
+
+
+def stamp_of(epoch: int, standing: Standing, incarnation: int, version: int) -> Stamp:
+    return Stamp(epoch, standing is Standing.LEFT, incarnation, standing is Standing.DOWN, version)
 
 
 def write(record: Record, key: str, value: bytes | None) -> Record:
@@ -102,13 +117,15 @@ def join(one: Record, other: Record) -> Record:
     for key, entry in other.entries.items():
         if key not in entries or _rank(entry) > _rank(entries[key]):
             entries[key] = entry
+    incarnation, down = max((one.incarnation, one.down), (other.incarnation, other.down))
     return Record(
         origin=one.origin,
         epoch=one.epoch,
-        incarnation=max(one.incarnation, other.incarnation),
+        incarnation=incarnation,
         version=max(one.version, other.version),
         entries=entries,
         left=one.left or other.left,
+        down=down,
     )
 
 
@@ -133,7 +150,8 @@ def apply(have: Record | None, delta: RecordDelta) -> Record:
         incarnation=delta.incarnation,
         version=delta.to_version,
         entries={entry.key: entry for entry in sorted(delta.entries, key=_rank)},
-        left=delta.left,
+        left=delta.standing is Standing.LEFT,
+        down=delta.standing is Standing.DOWN,
     )
     return news if have is None else join(have, news)
 
@@ -155,4 +173,4 @@ def delta_for(record: Record, known: Stamp | None, room: int) -> RecordDelta | N
     if room < 0 and not taken:
         return None
     to_version = record.version if len(taken) == len(lacking) else taken[-1].version
-    return RecordDelta(record.origin, record.epoch, record.incarnation, base, to_version, tuple(taken), record.left)
+    return RecordDelta(record.origin, record.epoch, record.incarnation, base, to_version, tuple(taken), record.standing)

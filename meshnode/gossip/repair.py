@@ -140,6 +140,6 @@ def _by_bucket(records: Iterable[Record], buckets: frozenset[int]) -> dict[int, 
     found: dict[int, list[Version]] = {}
     for record in records:
         if (bucket := bucket_of(record.origin)) in buckets and record.version > 0:
-            version = Version(record.origin, record.epoch, record.incarnation, record.version, record.left)
+            version = Version(record.origin, record.epoch, record.incarnation, record.version, record.standing)
             found.setdefault(bucket, []).append(version)
     return found

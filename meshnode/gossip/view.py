@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 from meshnode.errors import PeerError
 from meshnode.gossip.dialling import Attempt, read_addr
-from meshnode.gossip.link import SILENCE_S
 from meshnode.gossip.member import Member, Model, State
 from meshnode.gossip.peer import Peer
 from meshnode.gossip.record import Record
@@ -16,6 +15,8 @@ NAME = "name"
 VERSION = "version"
 ADDR = "addr"
 MEMORY = "memory"
+DRAINING = "draining"
+"""There while the node finishes what it has and takes nothing new; its value is empty."""
 MODEL = "model/"
 MAX_ADDRS = 16
 _MAX_MEMORY = 2**50
@@ -121,22 +122,26 @@ def _unlinked(peer: Peer, attempt: Attempt | None, *, refused: str, now: float) 
 
 
 def reason(record: Record, peer: Peer, attempt: Attempt | None, *, refused: str, now: float) -> str:
-    """Why the node is not routable, with the evidence; empty when it is."""
+    """Why the node is not routable, with our own evidence; empty when it is."""
     if record.left:
         return "left the mesh"
     if link := peer.link:
-        return f"no frame for {span(now - link.heard_at)}" if link.heard_at + SILENCE_S <= now else ""
+        if link.grace_until > now:
+            return f"announced that it is busy for {span(link.grace_until - now)}"
+        return f"no frame for {span(now - link.heard_at)}" if link.is_silent(now) else ""
     return "its link is being closed" if peer.links else _unlinked(peer, attempt, refused=refused, now=now)
 
 
-def member(record: Record, peer: Peer, *, why_not: str, read: tuple[Model, ...]) -> Member:
+def member(record: Record, peer: Peer, *, state: State, since: float | None, why_not: str, read: tuple[Model, ...]) -> Member:
     """`record` and what we know besides, as one value. `read` are its models."""
     link = peer.link
     said = addresses(record, peer)
     return Member(
         id=record.origin,
         name=name(record, peer),
-        state=State.LEFT if record.left else State.ALIVE,
+        state=state,
+        since=since,
+        draining=record.value(DRAINING) is not None,
         routable=not why_not,
         reason=why_not,
         last_seen=peer.last_seen,

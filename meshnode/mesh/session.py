@@ -21,8 +21,10 @@ from meshnode.mesh.served import Serve, Served
 from meshnode.mesh.streams import Streams
 from meshnode.wire.codec import decode
 from meshnode.wire.messages import (
+    Accuse,
     Delta,
     Digest,
+    Finding,
     Frame,
     Gossip,
     Hello,
@@ -30,6 +32,7 @@ from meshnode.wire.messages import (
     Loads,
     Ping,
     Pong,
+    Probe,
     Pull,
     StreamEnd,
     StreamError,
@@ -160,7 +163,7 @@ class Session:
             match frame:
                 case Hello():
                     raise PeerError("HELLO again")
-                case Ping() | Pong() | Delta() | Leave() | Digest() | Versions() | Pull():
+                case Ping() | Pong() | Delta() | Leave() | Digest() | Versions() | Pull() | Probe() | Finding() | Accuse():
                     self._node.receive(self, frame)
                 case _:
                     self._streams.receive(frame)

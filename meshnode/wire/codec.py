@@ -25,11 +25,13 @@ from meshnode.names import is_model_reference, is_name, printable
 from meshnode.wire.messages import (
     PROTOCOL_MAX,
     PROTOCOL_MIN,
+    Accuse,
     Body,
     Cancel,
     Credit,
     Delta,
     Digest,
+    Finding,
     Frame,
     Hello,
     Introduction,
@@ -38,6 +40,7 @@ from meshnode.wire.messages import (
     Open,
     Ping,
     Pong,
+    Probe,
     Pull,
     StreamChunk,
     StreamEnd,
@@ -140,7 +143,20 @@ def _checked(frame: Frame) -> Frame:
             return _check_end(frame)
         case StreamError():
             return _check_error(frame)
-        case Leave() | Digest() | Versions() | Pull() | Open() | Body() | StreamProgress() | Cancel() | Credit():
+        case (
+            Leave()
+            | Digest()
+            | Versions()
+            | Pull()
+            | Probe()
+            | Finding()
+            | Accuse()
+            | Open()
+            | Body()
+            | StreamProgress()
+            | Cancel()
+            | Credit()
+        ):
             pass
         case _:
             assert_never(frame)

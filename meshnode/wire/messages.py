@@ -11,6 +11,7 @@ Link life: both ends send HELLO at once, and nothing else before they have seen 
 opens the stream: odd by the one that dialled the link, even by the other, never used twice on a link.
 """
 
+from enum import IntEnum, StrEnum
 from typing import Annotated
 
 import msgspec
@@ -64,10 +65,19 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     value: Annotated[bytes, Meta(max_length=65536)] | None
 
 
+class Standing(IntEnum):
+    """What an account says of its origin's life. Down: others agreed that it is gone; a higher incarnation refutes that. Left:
+    the origin said so itself, or an operator in its place, which is final for its epoch."""
+
+    ALIVE = 0
+    DOWN = 1
+    LEFT = 2
+
+
 class RecordDelta(msgspec.Struct, frozen=True, array_like=True):
     """What the receiver lacks of `origin`'s record: every key with `from_version` < version <= `to_version`.
 
-    `left` says that the origin announced its leave in this epoch.
+    Only the origin raises its incarnation, to refute. It never calls itself down.
     """
 
     origin: Node
@@ -76,7 +86,7 @@ class RecordDelta(msgspec.Struct, frozen=True, array_like=True):
     from_version: Count
     to_version: Count
     entries: Annotated[tuple[Entry, ...], Meta(max_length=512)]
-    left: bool = False
+    standing: Standing = Standing.ALIVE
 
 
 class Introduction(msgspec.Struct, frozen=True, array_like=True, tag=0):
@@ -130,6 +140,8 @@ class Ping(msgspec.Struct, frozen=True, array_like=True, tag=1):
     want_pong: bool
     state_hash: Hash
     load: Loads = ()
+    grace_ms: Annotated[int, Meta(ge=0, le=60_000)] = 0
+    """The sender may be silent for so long, because something keeps it busy: not routable meanwhile, and not suspected either."""
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -168,7 +180,7 @@ class Version(msgspec.Struct, frozen=True, array_like=True):
     epoch: Count
     incarnation: Count
     version: Count
-    left: bool = False
+    standing: Standing = Standing.ALIVE
 
 
 class Versions(msgspec.Struct, frozen=True, array_like=True, tag=6):
@@ -192,6 +204,40 @@ class Pull(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """The sender has only so much of these records. The receiver tells the rest, in DELTA, as far as it knows any."""
 
     wants: Annotated[tuple[Want, ...], Meta(max_length=1024)]
+
+
+class Probe(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """The sender does not hear `target`, and asks whether the receiver does. Answered by FINDING at once, from what is known."""
+
+    target: Node
+
+
+class Found(StrEnum):
+    HEARD = "heard"
+    SILENT = "silent"
+    REFUSED = "refused"
+    """Its host answers, and says that nothing listens there any more."""
+    UNKNOWN = "unknown"
+
+
+class Finding(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Answer to PROBE. Never answered."""
+
+    target: Node
+    found: Found
+
+
+class Accuse(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """The sender, and nobody who was probed, hears `target` in this life; `refused`: its host refuses connections.
+
+    Sent to everyone, once for each (epoch, incarnation), and not relayed: but a receiver that hears the target passes it on to
+    the target, which raises its incarnation and so refutes it.
+    """
+
+    target: Node
+    epoch: Count
+    incarnation: Count
+    refused: bool = False
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=16):
@@ -259,6 +305,6 @@ class Credit(msgspec.Struct, frozen=True, array_like=True, tag=23):
     bytes: Count
 
 
-Gossip = Ping | Pong | Delta | Leave | Digest | Versions | Pull
+Gossip = Ping | Pong | Delta | Leave | Digest | Versions | Pull | Probe | Finding | Accuse
 Data = Open | Body | StreamProgress | StreamChunk | StreamEnd | StreamError | Cancel | Credit
 Frame = Hello | Gossip | Data

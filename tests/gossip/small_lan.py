@@ -148,7 +148,8 @@ class Lan:
     def _dial(self, node: Node, dial: Dial) -> None:
         target = self.nodes.get(dial.addr)
         if target is None or not target.alive or target.frozen or (node.number, target.number) in self.walls:
-            self._later(lambda: self._dial_failed(node, dial.addr, "connection refused"))
+            reason = "no answer" if target and target.frozen else "connection refused"
+            self._later(lambda: self._dial_failed(node, dial.addr, reason))
             return
         near, far = End(node, LinkId(next(self._count))), End(target, LinkId(next(self._count)))
         refused = [self._judge(target, node, f"10.0.0.{node.number}:50000"), self._judge(node, target, dial.addr)]
@@ -181,7 +182,7 @@ class Lan:
             self.touch(node)
 
     def _dial_failed(self, node: Node, addr: str, reason: str) -> None:
-        node.engine.dial_failed(addr, reason, now=self.now)
+        node.engine.dial_failed(addr, reason, refused=reason == "connection refused", now=self.now)
         self.touch(node)
 
     def _drop(self, end: End, reason: str) -> None:

@@ -22,6 +22,8 @@ def make_link(number: int, *, dialled: bool, peer: int = 2, epoch: int = 1) -> L
         addr="10.0.0.2:4850",
         dialled=dialled,
         bucket=Bucket(1, 1, now=0.0),
+        probes=Bucket(1, 1, now=0.0),
+        accusations=Bucket(1, 1, now=0.0),
         repair=Repair(now=0.0),
         up_at=0.0,
     )

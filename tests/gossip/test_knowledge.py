@@ -24,10 +24,10 @@ def word(epoch: int, version: int) -> RecordDelta:
 def test_a_teller_that_knows_more_of_a_linked_nodes_new_life_is_not_to_blame() -> None:
     known = Knowledge(me=ME, epoch=1000, now=0.0)
     known.meet(OTHER, 10)
-    known.hearsay(word(20, 1), teller=PEER, linked=True, now=1.0)
+    known.hearsay(word(20, 1), teller=PEER, speaking=True, now=1.0)
     known.meet(OTHER, 20)
 
-    assert not known.hearsay(word(20, 2), teller=PEER, linked=True, now=1.1)  # would raise, and cost the teller its link
+    assert not known.hearsay(word(20, 2), teller=PEER, speaking=True, now=1.1)  # would raise, and cost the teller its link
 
     assert known.own_word(word(20, 1), now=1.2)
     assert known.own_word(word(20, 2), now=1.3)
@@ -37,18 +37,18 @@ def test_a_teller_that_knows_more_of_a_linked_nodes_new_life_is_not_to_blame() -
 def test_a_teller_of_too_many_nodes_costs_no_other_teller_its_link() -> None:
     known = Knowledge(me=ME, epoch=1000, now=0.0)
     for number in range(int(limits.NEW_IDS_BURST)):
-        known.hearsay(invented(number), teller=LIAR, linked=False, now=1.0)
+        known.hearsay(invented(number), teller=LIAR, speaking=False, now=1.0)
     with pytest.raises(PeerError, match="new nodes"):
-        known.hearsay(invented(5000), teller=LIAR, linked=False, now=1.0)
+        known.hearsay(invented(5000), teller=LIAR, speaking=False, now=1.0)
 
-    assert known.hearsay(invented(10**6), teller=PEER, linked=False, now=1.0)
+    assert known.hearsay(invented(10**6), teller=PEER, speaking=False, now=1.0)
 
 
 def test_invented_nodes_leave_room_for_one_that_is_really_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_RECORDS", 10)
     known = Knowledge(me=ME, epoch=1000, now=0.0)
-    told = [known.hearsay(invented(number), teller=LIAR, linked=False, now=1.0) for number in range(20)]
+    told = [known.hearsay(invented(number), teller=LIAR, speaking=False, now=1.0) for number in range(20)]
 
     assert told.count(True) == 9
-    assert not known.hearsay(invented(99), teller=PEER, linked=False, now=1.0)  # without a fault of the honest teller
+    assert not known.hearsay(invented(99), teller=PEER, speaking=False, now=1.0)  # without a fault of the honest teller
     assert known.meet(OTHER, 20)

@@ -31,8 +31,8 @@ def records(draw: st.DrawFn) -> Record:
     """Any record at all, also such as no honest origin writes."""
     entries = {key: Entry(key, version, value) for key, version, value in draw(ENTRIES)}
     epoch, incarnation, version = draw(st.integers(0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 9))
-    left = draw(st.booleans())
-    return Record(origin=NODE, epoch=epoch, incarnation=incarnation, version=version, entries=entries, left=left)
+    left, down = draw(st.booleans()), draw(st.booleans())
+    return Record(origin=NODE, epoch=epoch, incarnation=incarnation, version=version, entries=entries, left=left, down=down)
 
 
 WRITES = st.lists(st.tuples(KEYS, st.none() | st.binary(max_size=40)), max_size=12)
@@ -64,8 +64,13 @@ def test_a_new_life_replaces_the_old_one_and_a_leave_is_final_for_its_epoch() ->
     new = Record(origin=NODE, epoch=2)
 
     assert join(old, new) == new
-    assert Stamp(1, True, 0, 1) > Stamp(1, False, 9, 99)
-    assert Stamp(2, False, 0, 0) > Stamp(1, True, 9, 99)
+    assert Stamp(1, True, 0, False, 1) > Stamp(1, False, 9, True, 99)
+    assert Stamp(2, False, 0, False, 0) > Stamp(1, True, 9, True, 99)
+
+
+def test_being_called_down_counts_until_the_next_incarnation() -> None:
+    assert Stamp(1, False, 0, True, 1) > Stamp(1, False, 0, False, 99)
+    assert Stamp(1, False, 1, False, 1) > Stamp(1, False, 0, True, 99)
 
 
 @given(WRITES, st.integers(RECORD_COST + ENTRY_COST + 60, 400))
