@@ -175,6 +175,7 @@ class Node:
         """Once `stopping` is set, take nothing more from peers and wait, for a while, until what they asked is answered."""
         await stopping.wait()
         self._draining = True
+        self.mesh.drain()
         with trio.move_on_after(STOP_GRACE_S):
             while self._serving:
                 self._served = trio.Event()

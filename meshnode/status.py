@@ -15,6 +15,8 @@ from meshnode.wire.messages import ModelState
 SCHEMA = 1
 ALONE_S = 5.0
 """mDNS takes three seconds at most: who is alone after five wants to know why."""
+DOWN_RED_S = 3600.0
+_GONE = {State.DOWN: 1, State.LEFT: 2}
 REFUSAL_SHOWN_S = 600.0
 """A refusal older than ten minutes is history, not health: a guess."""
 
@@ -23,7 +25,7 @@ class Mesh(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     """The fingerprint: equal on all nodes of one mesh."""
     nodes: int
-    """Members that are not left, this node included."""
+    """Members that are neither down nor left, this node included."""
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +61,10 @@ class MemberLine(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     name: str
     state: str
+    since_s: float | None
+    """For how long it has been down, or has left; else None."""
     routable: bool
+    draining: bool
     reason: str
     last_seen_s: float | None
     addr: str
@@ -105,7 +110,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     mesh: Mesh
     node: Node
     members: tuple[MemberLine, ...]
-    """This node first, then by name; those that left last."""
+    """This node first, then by name; those that are down and those that left last."""
     search: Search
     """How this node looks for others."""
     health: tuple[str, ...]
@@ -124,9 +129,10 @@ def build(
     now: float,
 ) -> Report:
     """The report at `now` (the engine's clock, in seconds)."""
-    members = sorted(members, key=lambda member: (member.id != me, member.state is State.LEFT, member.name, member.id))
+    members = sorted(members, key=lambda member: (member.id != me, _GONE.get(member.state, 0), member.name, member.id))
     lines = tuple(_member_line(member, me, now) for member in members)
-    present = [member for member in members if member.state is not State.LEFT]
+    present = [member for member in members if member.state not in {State.LEFT, State.DOWN}]
+    missing = [member for member in members if member.state is State.DOWN]
     return Report(
         mesh=Mesh(id=mesh_id, nodes=len(present)),
         node=node,
@@ -136,6 +142,7 @@ def build(
             *([_rekeyed_health(node.rekeyed)] if node.rekeyed else []),
             *_worker_health(workers),
             *(line for member in present if member.id != me for line in _member_health(member, node.version)),
+            *(line for member in missing for line in _down_health(member, now)),
             *_refusal_health(refusals, known={member.addr for member in present}),
         ),
     )
@@ -180,7 +187,9 @@ def _member_line(member: Member, me: NodeId, now: float) -> MemberLine:
         id=member.id.hex(),
         name=printable(member.name, 128),
         state=member.state.value,
+        since_s=None if member.since is None else round(max(0.0, now - member.since), 1),
         routable=member.routable,
+        draining=member.draining,
         reason=printable(member.reason),
         last_seen_s=0.0 if member.id == me else None if member.last_seen is None else round(max(0.0, now - member.last_seen), 1),
         addr=printable(member.addr, 128),
@@ -246,12 +255,21 @@ def _member_health(member: Member, own_version: str) -> list[str]:
     """Of another member that did not leave. A mixed mesh works, but nobody should run one without knowing (design D25)."""
     name, version = printable(member.name, 128) or short(member.id), printable(member.version, 64)
     lines = []
-    if not member.routable:
+    if not member.routable and not member.draining:
         reach = f" and that {printable(member.addr, 128)} can be reached from here" if member.addr else ""
-        lines.append(f"{name} is not routable: {printable(member.reason)}. Check that it runs{reach}.")
+        what = "suspect" if member.state is State.SUSPECT else "not routable"
+        lines.append(f"{name} is {what}: {printable(member.reason)}. Check that it runs{reach}.")
     if version and version != own_version:
         lines.append(f"{name} runs meshnode {version}, this node {own_version}. Update the older one.")
     return lines
+
+
+def _down_health(member: Member, now: float) -> list[str]:
+    """A laptop that has been asleep for a day is not red (design D25)."""
+    if member.since is None or now - member.since >= DOWN_RED_S:
+        return []
+    name = printable(member.name, 128) or short(member.id)
+    return [f"{name} is down since {age(now - member.since)}: {printable(member.reason)}. Start it again, if it should be here."]
 
 
 def _refusal_health(refusals: Iterable[Refusal], *, known: Collection[str]) -> list[str]:
@@ -270,7 +288,8 @@ def _times(count: int) -> str:
 
 def _row(member: MemberLine, own_id: str) -> tuple[str, ...]:
     own = member.id == own_id
-    state = member.state if member.routable or own or member.state == State.LEFT else f"{member.state}, not routable"
+    plain = member.routable or own or member.state != State.ALIVE
+    state = member.state if plain else f"{member.state}, {'draining' if member.draining else 'not routable'}"
     models = ",".join(model.name if model.state == "ready" else f"{model.name}({model.state})" for model in member.models)
     return (
         f"{member.name}*" if own else member.name,

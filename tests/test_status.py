@@ -102,7 +102,9 @@ def test_the_json_for_programs() -> None:
         "id": LOST.id.hex(),
         "name": "beta",
         "state": "alive",
+        "since_s": None,
         "routable": False,
+        "draining": False,
         "reason": "link lost 3.4 s ago: connection reset",
         "last_seen_s": 3.4,
         "addr": "192.168.1.7:4850",
@@ -276,3 +278,32 @@ def test_a_node_that_took_a_new_identity_says_so() -> None:
         "this node took a new identity: beta has the identity 616c7068 of this node. "
         "Whoever pinned requests to its old id must use the new one.",
     )
+
+
+def test_a_member_that_is_down_is_listed_after_those_that_are_there_and_red_for_an_hour() -> None:
+    down = msgspec.structs.replace(
+        LOST, name="aaa", state=State.DOWN, since=40.0, reason="no frame for 9.3 s; 3 of 3 probes silent"
+    )
+    there = msgspec.structs.replace(LOST, name="zzz", id=fake_member("zzz").id, routable=True, reason="")
+    made = report(down, there)
+
+    assert [(line.name, line.state, line.since_s) for line in made.members[1:]] == [("zzz", "alive", None), ("aaa", "down", 60.0)]
+    assert made.mesh.nodes == 2
+    assert made.health == (
+        "aaa is down since 1 m: no frame for 9.3 s; 3 of 3 probes silent. Start it again, if it should be here.",
+    )
+    assert not is_degraded(report(msgspec.structs.replace(down, since=-3600.0)))
+
+
+def test_a_suspect_is_called_one() -> None:
+    suspect = msgspec.structs.replace(LOST, state=State.SUSPECT, reason="no frame for 4.2 s; 3 of 3 probes silent")
+
+    assert "beta    suspect  192" in render(report(suspect))
+    assert report(suspect).health[0].startswith("beta is suspect: no frame for 4.2 s; 3 of 3 probes silent.")
+
+
+def test_a_member_that_drains_is_no_trouble() -> None:
+    draining = msgspec.structs.replace(LOST, draining=True, reason="draining: it finishes what it has, and takes nothing new")
+
+    assert "beta    alive, draining  192" in render(report(draining))
+    assert not is_degraded(report(draining))

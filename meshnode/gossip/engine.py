@@ -82,6 +82,7 @@ SHORT_LIFE_S = 10.0
 """A link that breaks earlier counts as a failed dial."""
 MAX_LOADS = 64
 MAX_STALL_S = 60.0
+NOTED_EVERY_S = 0.25
 DUPLICATE = 4410
 Loads = tuple[ModelState, ...]
 
@@ -271,11 +272,13 @@ class Engine:
         if peer and peer.links and load:
             peer.load, peer.load_at = load, now
 
-    def heard(self, link: LinkId, *, now: float) -> None:
-        """Something else than gossip came on `link`: its peer lives."""
+    def heard(self, link: LinkId, *, now: float) -> bool:
+        """Something came on `link`: its peer lives. Whether that was worth noting; a stream of tokens is, four times a second."""
         source = self._links.get(link)
-        if source is not None and not source.closing:
-            self._hearing.seen(source, now)
+        if source is None or source.closing or source.heard_at + NOTED_EVERY_S > now:
+            return False
+        self._hearing.seen(source, now)
+        return True
 
     def announce_stall(self, seconds: float, *, now: float) -> None:
         """We may be silent for so long (at most 60 s): nobody shall suspect us, and nobody ask us for anything."""

@@ -128,6 +128,8 @@ def reason(record: Record, peer: Peer, attempt: Attempt | None, *, refused: str,
     if link := peer.link:
         if link.grace_until > now:
             return f"announced that it is busy for {span(link.grace_until - now)}"
+        if record.value(DRAINING) is not None:
+            return "draining: it finishes what it has, and takes nothing new"
         return f"no frame for {span(now - link.heard_at)}" if link.is_silent(now) else ""
     return "its link is being closed" if peer.links else _unlinked(peer, attempt, refused=refused, now=now)
 

@@ -29,7 +29,7 @@ from meshnode.mesh.gate import Gate, address_group
 from meshnode.mesh.handshake import HANDSHAKE_S, Proven, greet
 from meshnode.mesh.listen import accept, tune
 from meshnode.mesh.peer import PeerBackend
-from meshnode.mesh.reasons import CLOSED, explain
+from meshnode.mesh.reasons import CLOSED, explain, is_refusal
 from meshnode.mesh.refusals import Refusal, Refusals
 from meshnode.mesh.served import Serve
 from meshnode.mesh.session import LEAVING, NORMAL, Session
@@ -150,6 +150,11 @@ class Mesh:
         self._engine.move(listen, networks, now=trio.current_time())
         self._touch()
 
+    def drain(self) -> None:
+        """We take nothing new: others route nothing to us from when they hear it."""
+        self._engine.drain(True, now=trio.current_time())
+        self._touch()
+
     def contacts(self) -> dict[NodeId, tuple[str, ...]]:
         """Whom to dial after a restart, the latest met last."""
         return self._engine.contacts()
@@ -191,6 +196,10 @@ class Mesh:
     def receive(self, session: Session, frame: Gossip) -> None:
         self._engine.receive(session.link_id, frame, now=trio.current_time(), size=len(encode(frame)))
         self._touch()
+
+    def heard(self, session: Session) -> None:
+        if self._engine.heard(session.link_id, now=trio.current_time()):
+            self._touch()
 
     def observe_load(self, session: Session, load: Loads) -> None:
         self._engine.observe_load(session.peer, load, now=trio.current_time())
@@ -286,7 +295,7 @@ class Mesh:
 
     async def _dial(self, dial: Dial) -> None:
         """One connection that we make, likewise. The engine hears of it in any case."""
-        reason = ""
+        reason, refused = "", False
         try:
             async with trio.open_nursery() as nursery:
                 async with self._dialling:
@@ -297,13 +306,13 @@ class Mesh:
                 self._refusals.forget(dial.addr, dialled=True)
                 await self._hold(proven, dial.addr, stream)
         except* _PeerFault as group:
-            reason = _reason(group, dialled=True)
+            reason, refused = _reason(group, dialled=True), is_refusal(group)
             self._refused(dial.addr, reason, dialled=True)
         except* Exception:
             reason = "a bug of ours"
             _log.exception("the link to %s failed: this is a bug", dial.addr)
         if reason:
-            self._engine.dial_failed(dial.addr, reason, now=trio.current_time())
+            self._engine.dial_failed(dial.addr, reason, refused=refused, now=trio.current_time())
             self._touch()
 
     def _judge(self, addr: str, expect: NodeId | None, hello: Hello, proven: NodeId) -> None:

@@ -44,11 +44,16 @@ def explain(failure: BaseException | None, *, dialled: bool) -> str:
     return CLOSED
 
 
+def is_refusal(failure: BaseException | None) -> bool:
+    """Whether a host answered that nothing listens there."""
+    return any(isinstance(error, ConnectionRefusedError) for error in _causes(failure))
+
+
 def _causes(failure: BaseException | None) -> Iterator[BaseException]:
     """From the failure to its roots; of several attempts (one for each address of a host), the first."""
     while failure is not None:
         yield failure
-        cause = failure.__cause__
+        cause = failure if isinstance(failure, BaseExceptionGroup) else failure.__cause__
         failure = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
 
 

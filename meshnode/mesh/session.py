@@ -54,6 +54,10 @@ class Node(Protocol):
         """May raise PeerError."""
         ...
 
+    def heard(self, session: "Session") -> None:
+        """A message came, whatever is in it."""
+        ...
+
     def observe_load(self, session: "Session", load: Loads) -> None:
         """The peer's load, as it came with an answer."""
         ...
@@ -169,6 +173,7 @@ class Session:
                     self._streams.receive(frame)
                     if isinstance(frame, StreamEnd | StreamError) and frame.load:
                         self._node.observe_load(self, frame.load)
+        self._node.heard(self)
         self.lanes.check()
         for served in self._started:
             nursery.start_soon(self._run, served)

@@ -77,6 +77,9 @@ class FakeNode:
     def load(self) -> Loads:
         return LOAD
 
+    def heard(self, session: Session) -> None:
+        pass
+
     def ended(self, session: Session) -> None:
         self.ends.append(session.reason)
 
