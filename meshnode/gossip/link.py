@@ -43,6 +43,9 @@ SILENCE_S = 3.0
 SILENT_CLOSE_S = 10.0
 """A peer that lost its power sends no FIN; closing is what makes us redial it. Above any stall that a busy machine survives."""
 RTT_WEIGHT = 0.25
+DELTA_BYTES_PER_S = 0.75 * GOSSIP_BYTES_PER_S
+DELTA_BURST_S = 4.0
+"""Records go out no faster than the other end takes them, with room for the rest of the gossip; and no PULL makes us send more."""
 MAX_URGENT = 512
 """More than there is to say when half of a mesh of 64 vanishes."""
 FRAME_COST = 8
@@ -102,6 +105,8 @@ class Link:
     _delta: bool = False
     _delta_at: float | None = None
     _last_delta: float = float("-inf")
+    _paid_until: float = float("-inf")
+    """What was told in DELTAs is paid for, at the rate that the peer tolerates, by then."""
     _last_ping: float = float("-inf")
     _sequence: int = 0
     _awaited: tuple[int, float] | None = None
@@ -236,6 +241,9 @@ class Link:
         self._sequence += 1
 
     def _next_delta(self, known: Knowledge, now: float, room: int) -> bytes | None:
+        if now < self._paid_until - DELTA_BURST_S:
+            self._delta, self._delta_at = False, self._paid_until - DELTA_BURST_S
+            return None
         deltas: list[RecordDelta] = []
         room -= FRAME_COST
         for origin in [origin for origin, at in self._lacks.items() if at <= now]:
@@ -256,7 +264,9 @@ class Link:
         if not deltas:
             return None
         self._last_delta = now
-        return encode(Delta(tuple(deltas)))
+        raw = encode(Delta(tuple(deltas)))
+        self._paid_until = max(self._paid_until, now) + len(raw) / DELTA_BYTES_PER_S
+        return raw
 
 
 def new_link(link: LinkId, hello: Hello, *, addr: str, dialled: bool, now: float) -> Link:
