@@ -45,7 +45,7 @@ SILENT_CLOSE_S = 10.0
 RTT_WEIGHT = 0.25
 DELTA_BYTES_PER_S = 0.75 * GOSSIP_BYTES_PER_S
 DELTA_BURST_S = 4.0
-"""Records go out no faster than the other end takes them, with room for the rest of the gossip; and no PULL makes us send more."""
+"""Records go out no faster than the other end takes them, with room for the rest of the gossip: no PULL makes us send more."""
 MAX_URGENT = 512
 """More than there is to say when half of a mesh of 64 vanishes."""
 FRAME_COST = 8
