@@ -236,7 +236,7 @@ class Stranger:
             self.wants[origin] = [origin, have.epoch, have.version]
         else:
             self.records[origin] = after
-            if name := after.entries.get("name", (0, None))[1]:
+            if (name := after.entries.get("name", (0, None))[1]) and not after.left:
                 self.say("member", name=msgpack.unpackb(name), id=origin.hex())
 
     def heartbeat(self) -> None:
