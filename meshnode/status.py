@@ -249,7 +249,7 @@ def _member_health(member: Member, own_version: str) -> list[str]:
     if not member.routable:
         reach = f" and that {printable(member.addr, 128)} can be reached from here" if member.addr else ""
         lines.append(f"{name} is not routable: {printable(member.reason)}. Check that it runs{reach}.")
-    if version and version != own_version:
+    if version and version != own_version and "/" not in version:  # `name/number`: another program, which has its own numbers
         lines.append(f"{name} runs meshnode {version}, this node {own_version}. Update the older one.")
     return lines
 
