@@ -259,7 +259,7 @@ def _member_health(member: Member, own_version: str) -> list[str]:
         reach = f" and that {printable(member.addr, 128)} can be reached from here" if member.addr else ""
         what = "suspect" if member.state is State.SUSPECT else "not routable"
         lines.append(f"{name} is {what}: {printable(member.reason)}. Check that it runs{reach}.")
-    if version and version != own_version:
+    if version and version != own_version and "/" not in version:  # `name/number`: another program, which has its own numbers
         lines.append(f"{name} runs meshnode {version}, this node {own_version}. Update the older one.")
     return lines
 

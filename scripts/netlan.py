@@ -137,7 +137,7 @@ class Host:
 
     def run(self, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """`subprocess.run` on this host; what was printed is kept, as text, unless `options` say otherwise."""
-        chosen = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, **options}
+        chosen = {"capture_output": True, "text": True, "input": "", **options}
         return subprocess.run(self._within(command), check=check, **chosen)
 
     def popen(self, *command: str, **options: Any) -> subprocess.Popen[Any]:

@@ -199,6 +199,12 @@ def test_a_hostile_name_cannot_write_to_the_terminal() -> None:
     assert render(report(evil)).count("\n") == render(report(LOST)).count("\n")
 
 
+def test_another_program_is_not_measured_by_our_version() -> None:
+    stranger = msgspec.structs.replace(fake_member("beta"), version="othernode/7")
+
+    assert report(stranger).health == ()
+
+
 def test_a_report_of_another_process_cannot_write_to_the_terminal_either() -> None:
     forged = msgspec.structs.replace(report(), health=("all is\x1b[2J\nwell",))
 

@@ -63,10 +63,10 @@ class LanNode(NodeProcess):
         connection.sock = self.host.connect(int(port), host)
         return connection
 
-    def meshnode(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """What `meshnode COMMAND` says on this host, as its user would ask."""
+    def meshnode(self, command: str, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+        """What `meshnode COMMAND` says on this host, as its user would ask; `typed` is its standard input."""
         line = (sys.executable, "-m", "meshnode", command, "--data-dir", str(self.data_dir), *arguments)
-        return self.host.run(*line, check=False)
+        return self.host.run(*line, check=False, input=typed)
 
     def members(self) -> dict[str, dict[str, Any]]:
         return {member["name"]: member for member in self.status()["members"]}
