@@ -40,8 +40,8 @@ SUSPICION_MAX_S = 15.0
 """Three seconds of silence, one of probing, and five: down within ten seconds, and no pause of eight is one (simulated)."""
 ASK_EVERY_S = 1.0
 REFUSED_S = 0.5
-REFUSALS_ALONE = 3
-"""In a mesh of two: redials that are refused, over a second."""
+REFUSALS_ALONE, REFUSED_ALONE_S = 3, 0.6
+"""In a mesh of two: so many redials that are refused, over so long (a host may have several addresses, tried at once)."""
 ENOUGH_ACCUSERS = 3
 MAX_ACCUSERS = 64
 
@@ -273,7 +273,7 @@ class Detector:
         if case.refused_at is None or case.is_heard_elsewhere:
             return False
         if self._size() <= 2:
-            return case.refusals >= REFUSALS_ALONE
+            return case.refusals >= REFUSALS_ALONE and now >= case.refused_at + REFUSED_ALONE_S
         enough = case.refused_others >= min(2, self._size() - 2)
         return enough and now >= case.refused_at + REFUSED_S * self._lag.factor
 
