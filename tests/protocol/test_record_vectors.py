@@ -9,7 +9,7 @@ from meshnode.errors import PeerError
 from meshnode.gossip.digest import Hashes, bucket_of, record_hash
 from meshnode.gossip.record import Gap, Record, Stamp, apply, check, join
 from meshnode.names import NodeId
-from meshnode.wire.messages import Entry, RecordDelta
+from meshnode.wire.messages import Entry, RecordDelta, Standing
 from protocol.vectors import Vector, load, readable
 
 VECTORS = load("records")
@@ -20,13 +20,17 @@ def named(section: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("vector", VECTORS[section], ids=lambda vector: vector["name"])
 
 
+def lived(standing: int) -> dict[str, bool]:
+    return {"left": standing == Standing.LEFT, "down": standing == Standing.DOWN}
+
+
 def bare(vector: Vector) -> Record:
     return Record(
         origin=NodeId(bytes.fromhex(vector["id"])),
         epoch=vector["epoch"],
         incarnation=vector["incarnation"],
         version=vector["version"],
-        left=vector["left"],
+        **lived(vector["standing"]),
     )
 
 
@@ -36,19 +40,20 @@ def entry(key: str, version: int, value: str | None) -> Entry:
 
 def account(vector: Vector) -> Record:
     entries = {key: entry(key, version, value) for key, version, value in vector["entries"]}
-    return Record(origin=ORIGIN, **{**vector, "entries": entries})
+    numbers = {name: vector[name] for name in ("epoch", "incarnation", "version")}
+    return Record(origin=ORIGIN, entries=entries, **numbers, **lived(vector["standing"]))
 
 
 def delta(fields: list[Any]) -> RecordDelta:
-    origin, epoch, incarnation, start, end, entries, left = fields
+    origin, epoch, incarnation, start, end, entries, standing = fields
     found = tuple(entry(*each) for each in entries)
-    return RecordDelta(NodeId(bytes.fromhex(origin)), epoch, incarnation, start, end, found, left)
+    return RecordDelta(NodeId(bytes.fromhex(origin)), epoch, incarnation, start, end, found, Standing(standing))
 
 
 def shown(record: Record) -> object:
     """As a vector writes it, entries by key."""
     entries = [[entry.key, entry.version, readable(entry.value)] for _, entry in sorted(record.entries.items())]
-    fields = {name: getattr(record, name) for name in ("epoch", "incarnation", "version", "left")}
+    fields = {name: getattr(record, name) for name in ("epoch", "incarnation", "version", "standing")}
     return {**fields, "entries": entries}
 
 
@@ -105,6 +110,6 @@ def test_a_delta_gives_the_account_or_the_refusal_of_the_vector(vector: Vector) 
 
 
 def test_the_accounts_of_the_vectors_are_written_with_every_field() -> None:
-    fields = set(msgspec.structs.asdict(Record(origin=ORIGIN, epoch=0))) - {"origin"}
+    fields = set(msgspec.structs.asdict(Record(origin=ORIGIN, epoch=0))) - {"origin", "left", "down"} | {"standing"}
 
     assert all(set(vector[side]) == fields for vector in VECTORS["joins"] for side in ("one", "other", "joined"))
