@@ -20,17 +20,14 @@ def named(section: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("vector", VECTORS[section], ids=lambda vector: vector["name"])
 
 
-def lived(standing: int) -> dict[str, bool]:
-    return {"left": standing == Standing.LEFT, "down": standing == Standing.DOWN}
-
-
 def bare(vector: Vector) -> Record:
     return Record(
-        origin=NodeId(bytes.fromhex(vector["id"])),
+        origin=NodeId(bytes.fromhex(vector.get("id", ORIGIN.hex()))),
         epoch=vector["epoch"],
         incarnation=vector["incarnation"],
         version=vector["version"],
-        **lived(vector["standing"]),
+        left=vector["standing"] == Standing.LEFT,
+        down=vector["standing"] == Standing.DOWN,
     )
 
 
@@ -40,8 +37,7 @@ def entry(key: str, version: int, value: str | None) -> Entry:
 
 def account(vector: Vector) -> Record:
     entries = {key: entry(key, version, value) for key, version, value in vector["entries"]}
-    numbers = {name: vector[name] for name in ("epoch", "incarnation", "version")}
-    return Record(origin=ORIGIN, entries=entries, **numbers, **lived(vector["standing"]))
+    return msgspec.structs.replace(bare(vector), entries=entries)
 
 
 def delta(fields: list[Any]) -> RecordDelta:
