@@ -127,6 +127,11 @@ class Socket:
     def unread(self) -> int:
         return len(self._unread)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way or unread, in either direction."""
+        return all(not end._unacknowledged and not end._unread for end in (self, self.peer))
+
     def close(self, code: int, reason: str, *, linger: int = LINGER_US) -> None:
         """Say goodbye, and take what still comes for the time `linger`; the kernel goes on sending what waits."""
         if self.is_open and self.owner is not None:

@@ -13,7 +13,7 @@ from meshnode.gossip.effects import Dial, Notify
 from meshnode.names import NodeId
 from meshnode.simulation.connection import Attempt
 from meshnode.simulation.network import Network
-from meshnode.simulation.process import Clock, Process
+from meshnode.simulation.process import Clock, Process, Traffic
 from meshnode.simulation.timeline import SECOND, Timeline, fork
 
 BORN_MS = 1_700_000_000_000
@@ -44,6 +44,8 @@ class Host:
     contacts: dict[NodeId, tuple[str, ...]] = field(default_factory=dict)
     work_us: int = 0
     lives: int = 0
+    traffic: list[Traffic] = field(default_factory=list)
+    """Of each of its lives."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class World:
             rng=fork(self.seed, f"node {number} life {host.lives}"),
         )
         host.process.work_us = host.work_us
+        host.traffic.append(host.process.traffic)
         self.on_start(host.process)
 
     def kill(self, number: int) -> None:

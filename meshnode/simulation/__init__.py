@@ -1,0 +1,15 @@
+"""A deterministic simulator of meshes: the production engine on a LAN of the mind. Ships with the package (pure).
+
+Each module knows only those before it:
+
+timeline    events in order, chance by purpose, the trace hash
+network     packets: latency, loss, blocked ways; tcp makes ordered connections of them
+process     one node: the engine in the shell that the simulation gives it; connection is how two of them meet
+world       hosts, and the processes on them
+faults      what can go wrong, as values; scenario puts them in time, with bounds; scenarios is the catalogue
+insight     what only somebody who sees everything can check; reach says who could have heard whom
+watcher     measures, and holds what the nodes believe against what is
+run         one scenario, one seed, one result; shrink finds a smaller one that fails as well
+
+`scripts/simulate` is the command for it. What is not modelled stands at the top of tcp and process.
+"""
