@@ -392,7 +392,7 @@ def show(found: dict[str, Figures]) -> None:
         medians = [statistics.median(figures[row]) if row in figures else math.nan for figures in found.values()]
         worst = [max(figures[row]) if row in figures else math.nan for figures in found.values()]
         cells = "".join(f"{_cell(median):>10}{_cell(most):>9}" for median, most in zip(medians, worst, strict=True))
-        print(f"{row:<58}{cells}{_ratio(medians):>9}")
+        print(f"{row:<58}{cells}{'' if ': nodes that ' in row else _ratio(medians):>9}")
 
 
 def _cell(figure: float) -> str:
