@@ -4,8 +4,8 @@
     scripts/simulate SCENARIO|all                run, print a table, exit 1 if a bound or an invariant fails
     scripts/simulate kill --nodes 3,8,20,64 --seeds 1..20 --picture kill.svg
 
-Every figure is the median and the greatest over the seeds, in seconds unless the heading says otherwise. A failing seed is shrunk,
-and the command that replays it is printed. The same arguments give the same runs, on any machine.
+Every figure is the median and the greatest over the seeds, in seconds unless the heading says otherwise. A failing seed is
+shrunk, and the command that replays it is printed. The same arguments give the same runs, on any machine.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from simulate_picture import picture
 from meshnode.simulation.run import Reduced, Result, run
 from meshnode.simulation.scenario import Scenario
 from meshnode.simulation.scenarios import CATALOGUE
-from meshnode.simulation.shrink import remaining, shrink
+from meshnode.simulation.shrink import fails_like, remaining, shrink
 
 COLUMNS: dict[str, tuple[str, Callable[[Result], float | None]]] = {
     "converge": ("joined", lambda result: result.converge),
@@ -131,9 +131,7 @@ def _explain(scenario: Scenario, result: Result, *, given: Reduced, smaller: boo
     if not smaller:
         return
     nodes, seed = result.nodes, result.seed
-    reduced = shrink(
-        scenario, nodes=nodes, seed=seed, fails=lambda less: bool(run(scenario, nodes=nodes, seed=seed, reduced=less).failures)
-    )
+    reduced = shrink(scenario, nodes=nodes, seed=seed, fails=fails_like(scenario, result))
     print(f"  smaller: {_command(result, reduced)} --story")
     for timed in remaining(scenario, nodes=nodes, seed=seed, reduced=reduced):
         print(f"    {timed.at:8.3f} s  {timed.fault}")
@@ -175,7 +173,8 @@ def main() -> int:
             _tell(CATALOGUE[timing.result.scenario], timing.result.nodes, timing.result.seed, given)
     if arguments.picture:
         arguments.picture.write_text(picture([timing.result for timing in found], COLUMNS))
-    failed = {(timing.result.scenario, timing.result.nodes): timing.result for timing in reversed(found) if timing.result.failures}
+    failing = [timing.result for timing in reversed(found) if timing.result.failures]
+    failed = {(result.scenario, result.nodes): result for result in failing}
     if not arguments.json:
         for (name, _), result in reversed(failed.items()):
             smaller = not arguments.no_shrink and not given.hosts and not given.faults

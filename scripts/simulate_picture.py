@@ -23,7 +23,8 @@ def picture(results: Sequence[Result], columns: Columns) -> str:
     rows = math.ceil(len(charts) / ACROSS)
     height = rows * HEIGHT + 24 * len(names) + 20
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{ACROSS * WIDTH}" height="{height}" font-family="sans-serif" font-size="11">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{ACROSS * WIDTH}" height="{height}" font-family="sans-serif">',
+        "<style>text { font-size: 11px }</style>",
         f'<rect width="{ACROSS * WIDTH}" height="{height}" fill="white"/>',
     ]
     for place, (heading, lines) in enumerate(charts):
@@ -31,7 +32,9 @@ def picture(results: Sequence[Result], columns: Columns) -> str:
     for place, name in enumerate(names):
         y = rows * HEIGHT + 24 * place + 16
         parts.append(f'<rect x="{MARGIN}" y="{y - 9}" width="18" height="4" fill="{_colour(place)}"/>')
-        parts.append(f'<text x="{MARGIN + 26}" y="{y - 3}">{escape(name)}: median (line) and greatest (dots) over the seeds</text>')
+        parts.append(
+            f'<text x="{MARGIN + 26}" y="{y - 3}">{escape(name)}: median (line) and greatest (dots) over the seeds</text>'
+        )
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -72,9 +75,9 @@ def _chart(heading: str, lines: dict[str, Line], names: Sequence[str], *, x: int
         f'<text x="{(left + right) / 2}" y="{low + 30}" text-anchor="middle" fill="#444">nodes</text>',
     ]
     for share in (0.0, 0.5, 1.0):
-        height = low - share * (low - high)
-        parts.append(f'<line x1="{left}" x2="{right}" y1="{height}" y2="{height}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 5}" y="{height + 4}" text-anchor="end" fill="#444">{top * share:g}</text>')
+        up = low - share * (low - high)
+        parts.append(f'<line x1="{left}" x2="{right}" y1="{up}" y2="{up}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 5}" y="{up + 4}" text-anchor="end" fill="#444">{top * share:g}</text>')
     for nodes in sizes:
         across = at(nodes, 0).partition(",")[0]
         parts.append(f'<text x="{across}" y="{low + 14}" text-anchor="middle" fill="#444">{nodes}</text>')

@@ -10,12 +10,14 @@ from typing import assert_never
 import msgspec
 
 from meshnode.gossip.view import MEMORY
+from meshnode.names import ModelDigest
 from meshnode.simulation.process import Process
 from meshnode.simulation.timeline import SECOND
 from meshnode.simulation.world import World
 from meshnode.wire.codec import encode_value
 from meshnode.wire.messages import ModelState
 
+WEIGHTS = ModelDigest(bytes(32))
 Ways = tuple[tuple[int, int], ...]
 
 
@@ -191,11 +193,11 @@ def _process(world: World, host: int) -> Iterator[Process]:
 def _apply(process: Process, fault: Pause | Resume | Slow | Read | Advertise) -> None:
     match fault:
         case Pause():
-            process.stop()
+            process.processor.stop()
         case Resume():
-            process.resume()
+            process.processor.resume()
         case Slow():
-            process.work_us = fault.work_us
+            process.processor.work_us = fault.work_us
         case Read():
             process.read(fault.reads)
         case Advertise():
@@ -213,7 +215,7 @@ def give_load(world: World, host: int, every_us: int = SECOND) -> None:
     def change() -> None:
         for process in _process(world, host):
             if process.is_healthy:
-                load = ModelState("demo", bytes(32), "ready", active=rng.randrange(9), slots=8, queued=rng.randrange(3))
+                load = ModelState("demo", WEIGHTS, "ready", active=rng.randrange(9), slots=8, queued=rng.randrange(3))
                 process.engine.set_load((load,), now=process.now)
                 process.touch()
         world.timeline.after(every_us, change)

@@ -4,9 +4,7 @@ Effects are performed at once; links that are ready are written as long as the s
 most 64 KiB; the engine is ticked when its next deadline has come, at most every 10 ms. Frames are really encoded and decoded.
 The engine's `now` is the node's own monotonic clock, which has an offset and a rate of its own.
 
-What can be wrong with a process: it is *stopped* (SIGSTOP: nothing is read or sent, and what was due is done in one go later, in
-an order left to chance as trio leaves it); it is *slow* (each message and each tick takes time, and is done in turn); it does not
-*read*. Every piece of work waits in one queue; for a healthy process that queue is empty.
+What can be wrong with a process is mostly its processor's: stopped or slow. Or it does not *read*, and still writes.
 
 Not modelled: inference traffic, the gate against floods of connections.
 """
@@ -14,20 +12,21 @@ Not modelled: inference traffic, the gate against floods of connections.
 import random
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, assert_never
 
 from meshnode.errors import PeerError
 from meshnode.gossip.effects import Close, Dial, Effect, LinkId, Notify, Rekey
 from meshnode.gossip.engine import Engine
 from meshnode.names import MeshId, NodeId, short
+from meshnode.simulation.processor import REST_US, Clock, Processor
 from meshnode.simulation.tcp import Closing, Greeting, Payload, Socket
 from meshnode.simulation.timeline import SECOND, Timeline
+from meshnode.simulation.traffic import Traffic
 from meshnode.wire.codec import decode, encode
 from meshnode.wire.messages import Gossip, Hello
 
 MESH = MeshId(b"one-mesh")
-REST_US = 10_000
 HANDSHAKE_US = 5 * SECOND
 MAX_DIALS = 16
 MAX_WRITTEN = 64 * 1024
@@ -39,24 +38,6 @@ NORMAL, LEAVING, WRONG_ID = 1000, 1001, 4403
 CLIENT_HELLO, SERVER_HELLO, UPGRADE, ACCEPTED, GREETED = range(5)
 FLIGHT_BYTES = {CLIENT_HELLO: 520, SERVER_HELLO: 1100, UPGRADE: 1250, ACCEPTED: 420, GREETED: 160}
 """TLS 1.3 with certificates at both ends, then the upgrade, then HELLO. About what the wire shows; the sizes hardly matter."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clock:
-    """A monotonic clock: starts at `offset` seconds, and runs at `rate`."""
-
-    offset: float = 0.0
-    rate: float = 1.0
-
-    def read(self, now: int) -> float:
-        return self.offset + now * self.rate / SECOND
-
-    def when(self, time: float) -> int:
-        """The first microsecond at which it shows `time`."""
-        at = max(0, int((time - self.offset) * SECOND / self.rate))
-        while self.read(at) < time:
-            at += 1
-        return at
 
 
 @dataclass(eq=False)
@@ -73,19 +54,6 @@ class End:
     is_over: bool = False
 
 
-@dataclass
-class Traffic:
-    """What a process has sent and done as a member, handshakes apart."""
-
-    frames: int = 0
-    frame_bytes: int = 0
-    messages: int = 0
-    received: int = 0
-    handshakes: int = 0
-    kinds: dict[int, int] = field(default_factory=dict)
-    """How many frames of each kind."""
-
-
 class World(Protocol):
     """What a process needs of the world around it."""
 
@@ -99,15 +67,11 @@ class World(Protocol):
 
     def rekeyed(self, process: "Process", reason: str) -> None: ...
 
-    def stopped(self, process: "Process") -> None:
-        """It has left, and ended."""
-        ...
-
 
 class Process:
     """One life of a node at `host`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the facts of one process's life, as the engine wants them
         self,
         world: World,
         *,
@@ -124,24 +88,13 @@ class Process:
     ) -> None:
         self.world, self.host, self.node, self.name, self.epoch, self.clock = world, host, node, name, epoch, clock
         self.instance, self.listen = instance, listen
-        self.is_alive, self.is_stopped, self.is_leaving = True, False, False
-        self.reads = True
-        self.work_us = 0
-        """For each message and each tick."""
+        self.is_alive, self.is_leaving, self.reads = True, False, True
+        self.processor = Processor(world.timeline, rng, self._work)
         self.traffic = Traffic()
         self.sockets: dict[Socket, End] = {}
         self.links: dict[LinkId, End] = {}
         self._timeline = world.timeline
-        self._rng = rng
         self._ids = 0
-        self._queue: deque[Socket | None] = deque()
-        """Work: a socket to read a piece from, or None for a tick."""
-        self._busy_until = 0
-        self._is_waiting = False
-        self._late: list[tuple[object, ...]] = []
-        """What came due while the process was stopped."""
-        self._tick_at: int | None = None
-        self._ticked = -REST_US
         self._dials = 0
         self._waiting_dials: deque[Dial] = deque()
         self.engine = Engine(
@@ -167,39 +120,19 @@ class Process:
     @property
     def is_healthy(self) -> bool:
         """Whether others should believe that it is there."""
-        return self.is_alive and not self.is_stopped and not self.is_leaving and self.reads
+        return self.is_alive and not self.processor.is_stopped and not self.is_leaving and self.reads
 
     # What is done to it
-
-    def stop(self) -> None:
-        """SIGSTOP."""
-        self.is_stopped = True
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        if not self.is_alive or not self.is_stopped:
-            return
-        self.is_stopped = False
-        late, self._late = self._late, []
-        ticks = [item for item in late if item[0] == self._tick]
-        if ticks:
-            self._tick_at = None
-            self._queue.insert(0 if self._rng.random() < 0.5 else len(self._queue), None)
-        for item in late:
-            if item[0] != self._tick:
-                self._timeline.after(0, self._unless_stopped, *item)
-        self._wake()
 
     def read(self, reads: bool) -> None:
         """Whether it reads its sockets. It still writes."""
         self.reads = reads
         for socket in list(self.sockets) if reads else ():
-            self._queue.extend([socket] * socket.unread)
-        self._wake()
+            self.processor.read(socket, socket.unread)
 
     def kill(self) -> None:
         """kill -9: the kernel closes its sockets; those with something unread are reset."""
-        self.is_alive = False
+        self._end_life()
         for socket in list(self.sockets):
             if socket.unread:
                 socket.abort()
@@ -208,7 +141,7 @@ class Process:
         self.sockets.clear()
 
     def lose_power(self) -> None:
-        self.is_alive = False
+        self._end_life()
         for socket in self.sockets:
             socket.die()
         self.sockets.clear()
@@ -219,7 +152,9 @@ class Process:
             self.is_leaving = True
             self.engine.leave(now=self.now)
             self.touch()
-            self._after(FLUSH_US if any(not end.socket.has_room() for end in self.links.values()) else REST_US, self._part)
+            self.processor.after(
+                FLUSH_US if any(not end.socket.has_room() for end in self.links.values()) else REST_US, self._part
+            )
 
     def move(self, listen: tuple[str, ...]) -> None:
         """Its host has another address: links over the old one are closed, as `mesh/mesh.py` does it."""
@@ -235,34 +170,33 @@ class Process:
         """A connection came in; its handshake begins when the process reads."""
         socket.owner = self
         end = self.sockets[socket] = End(socket, False, addr)
-        self._after(HANDSHAKE_US, self._too_slow, end)
+        self.processor.after(HANDSHAKE_US, self._too_slow, end)
 
     def connected(self, socket: Socket, dial: Dial) -> None:
         socket.owner = self
-        self._unless_stopped(self._begin, socket, dial)
+        self.processor.do(self._begin, socket, dial)
 
     def _begin(self, socket: Socket, dial: Dial) -> None:
         end = self.sockets[socket] = End(socket, True, dial.addr, dial.expect)
-        self._after(HANDSHAKE_US, self._too_slow, end)
+        self.processor.after(HANDSHAKE_US, self._too_slow, end)
         self._greet(end, CLIENT_HELLO)
 
     def unconnected(self, dial: Dial, reason: str, refused: bool) -> None:
-        self._unless_stopped(self._dial_failed, dial.addr, reason, refused)
+        self.processor.do(self._dial_failed, dial.addr, reason, refused)
 
     def readable(self, socket: Socket) -> None:
         if self.is_alive and self.reads:
-            self._queue.append(socket)
-            self._wake()
+            self.processor.read(socket)
 
     def writable(self, socket: Socket) -> None:
         end = self.sockets.get(socket)
-        if end is not None and end.link is not None and self.is_alive and not self.is_stopped:
+        if end is not None and end.link is not None and self.is_alive and not self.processor.is_stopped:
             self._write(end)
 
     def broken(self, socket: Socket, reason: str) -> None:
         end = self.sockets.pop(socket, None)
         if end is not None and self.is_alive:
-            self._unless_stopped(self._lost, end, reason, 0)
+            self.processor.do(self._lost, end, reason, 0)
 
     # What the shell does
 
@@ -277,10 +211,7 @@ class Process:
         deadline = self.engine.next_deadline()
         if deadline == float("inf") or self.is_leaving:
             return
-        at = max(self.clock.when(deadline), self._ticked + REST_US, self._timeline.now)
-        if self._tick_at is None or at < self._tick_at:
-            self._tick_at = at
-            self._timeline.at(at, self._unless_stopped, self._tick, at)
+        self.processor.tick(self.clock.when(deadline))
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -322,61 +253,21 @@ class Process:
             while room > 0 and (frame := self.engine.next_frame(end.link, now, room)) is not None:
                 frames.append(frame)
                 room -= len(frame)
-                self.traffic.kinds[frame[1]] = self.traffic.kinds.get(frame[1], 0) + 1
             if not frames:
                 return
+            self.traffic.sent(frames)
             message = b"".join(frames)
-            self.traffic.frames += len(frames)
-            self.traffic.frame_bytes += len(message)
-            self.traffic.messages += 1
             end.socket.send(message, len(message))
 
-    def _tick(self, at: int) -> None:
-        if at == self._tick_at:
-            self._tick_at = None
-            self._queue.append(None)
-            self._wake()
-
-    def _unless_stopped(self, action: object, *args: object) -> None:
-        if not self.is_alive:
-            return
-        if self.is_stopped:
-            self._late.append((action, *args))
-        else:
-            action(*args)  # type: ignore[operator] # an Action; a method compared by value above
-
-    def _after(self, delay: int, action: object, *args: object) -> None:
-        self._timeline.after(delay, self._unless_stopped, action, *args)
-
-    # Work
-
-    def _wake(self) -> None:
-        """Do what waits, now or when the processor is free."""
-        while self._queue and self.is_alive and not self.is_stopped:
-            if self._timeline.now < self._busy_until:
-                if not self._is_waiting:
-                    self._is_waiting = True
-                    self._timeline.at(self._busy_until, self._free)
-                return
-            self._work(self._queue.popleft())
-
-    def _free(self) -> None:
-        self._is_waiting = False
-        self._wake()
-
-    def _work(self, item: Socket | None) -> None:
+    def _work(self, item: Socket | None) -> int:
         if item is None:
-            self._busy_until = self._timeline.now + self.work_us
-            self._ticked = self._timeline.now
             self.engine.tick(now=self.now)
             self.touch()
-            return
+            return 1
         end, payload = self.sockets.get(item), item.take()
-        if end is None or payload is None:
-            return
-        greeting = isinstance(payload, Greeting)
-        self._busy_until = self._timeline.now + self.work_us * (GREETING_WORK if greeting else 1)
-        self._read(end, payload)
+        if end is not None and payload is not None:
+            self._read(end, payload)
+        return GREETING_WORK if isinstance(payload, Greeting) else 1
 
     def _read(self, end: End, payload: Payload) -> None:
         match payload:
@@ -396,7 +287,6 @@ class Process:
             if end.link is None:
                 return
             assert isinstance(frame, Gossip)
-            self.traffic.received += 1
             size = len(message) if len(frames) == 1 else len(encode(frame))
             try:
                 self.engine.receive(end.link, frame, now=self.now, size=size)
@@ -448,7 +338,6 @@ class Process:
         self._ids += 1
         end.link = LinkId(self._ids)
         self.links[end.link] = end
-        self.traffic.handshakes += 1
         if end.dialled:
             self._dialled()
         self.engine.link_up(end.link, hello, addr=end.addr, dialled=end.dialled, now=self.now)
@@ -489,8 +378,11 @@ class Process:
         """The last of leaving."""
         for end in list(self.links.values()):
             self._end(end, LEAVING, "the node leaves")
-        self.is_alive = False
+        self._end_life()
         for socket in list(self.sockets):
             socket.abort()
         self.sockets.clear()
-        self.world.stopped(self)
+
+    def _end_life(self) -> None:
+        self.is_alive = False
+        self.processor.end()

@@ -27,7 +27,7 @@ class Reach:
             self._islands.append((now, islands))
         for host in self._world.hosts:
             process = host.process
-            if process is not None and process.is_alive and (not process.is_healthy or process.work_us):
+            if process is not None and process.is_alive and (not process.is_healthy or process.processor.work_us):
                 self._unwell[host.number] = 2**62
             elif self._unwell.get(host.number) == 2**62:
                 self._unwell[host.number] = now

@@ -8,14 +8,13 @@ import msgspec
 
 from meshnode.gossip.effects import Notify
 from meshnode.simulation.faults import Timed, apply, give_load
-from meshnode.simulation.process import Clock, Process
-from meshnode.simulation.scenario import Bounds, Scenario
+from meshnode.simulation.process import Process
+from meshnode.simulation.processor import Clock
+from meshnode.simulation.scenario import BYTES_NODES, Bounds, Scenario
 from meshnode.simulation.timeline import SECOND, fork
 from meshnode.simulation.watcher import Ending, Watcher, is_first_start
 from meshnode.simulation.world import KILLED, LEFT, UNPLUGGED, World
 
-MESSAGE_OVERHEAD = 6 + 22
-"""WebSocket's and TLS's bytes around each message."""
 OVER = (KILLED, UNPLUGGED, LEFT)
 URGENT = (8, 9, 10)
 """PROBE, FINDING, ACCUSE."""
@@ -135,7 +134,7 @@ def _since(at: int | None, start: float) -> float:
 
 
 def _sent(world: World) -> float:
-    return sum(traffic.frame_bytes + MESSAGE_OVERHEAD * traffic.messages for host in world.hosts for traffic in host.traffic)
+    return sum(traffic.socket_bytes for host in world.hosts for traffic in host.traffic)
 
 
 def _measure(scenario: Scenario, world: World, watcher: Watcher, *, nodes: int, seed: int, faults: int) -> Result:
@@ -199,8 +198,9 @@ def _judged(bounds: Bounds, result: Result, watcher: Watcher) -> Result:
         bound, value = getattr(bounds, name), getattr(result, name)
         if bound is not None and value is not None and value > bound:
             failures.append(f"{name} is {value:.3f}, and may be {bound:g}")
-    if bounds.bytes_per_s is not None and result.quiet_bytes_per_s > bounds.bytes_per_s:
-        failures.append(f"a node sends {result.quiet_bytes_per_s:.0f} bytes a second, and may send {bounds.bytes_per_s:.0f}")
+    allowed = None if bounds.bytes_per_s is None else bounds.bytes_per_s * max(1.0, result.nodes / BYTES_NODES)
+    if allowed is not None and result.quiet_bytes_per_s > allowed:
+        failures.append(f"a node sends {result.quiet_bytes_per_s:.0f} bytes a second, and may send {allowed:.0f}")
     if bounds.false_down is not None and result.false_down > bounds.false_down:
         failures.append(f"{result.false_down} false verdicts of down, the first at {watcher.false_down[0]}")
     return msgspec.structs.replace(result, failures=tuple(failures))

@@ -8,6 +8,7 @@ import msgspec
 
 from meshnode.simulation.faults import Fault, Start, Timed
 
+BYTES_NODES = 20
 SETTLED_S = 10.0
 """Nodes start in the first second, and faults begin then."""
 
@@ -34,7 +35,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     transitions: int | None = 2
     """Routable or not: changes of one node's verdict on another, for each fault that touches the two."""
     bytes_per_s: float | None = None
-    """Of a node, all included."""
+    """Sent by a node in the last seconds, with WebSocket and TLS; in a mesh larger than 20, in proportion more."""
     urgent: float | None = 4.0
     """Probes, findings and accusations for each fault, divided by the square of the number of nodes."""
 

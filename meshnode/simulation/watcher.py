@@ -195,7 +195,7 @@ class Watcher:
         self.world.timeline.after(SECOND, self._look)
         active, self._active = self._active, set()
         for process in self.world.living():
-            if process.host in active and not process.is_stopped:
+            if process.host in active and not process.processor.is_stopped:
                 self._inspect(process)
 
     def _inspect(self, process: Process) -> None:

@@ -13,8 +13,10 @@ from meshnode.gossip.effects import Dial, Notify
 from meshnode.names import NodeId
 from meshnode.simulation.connection import Attempt
 from meshnode.simulation.network import Network
-from meshnode.simulation.process import Clock, Process, Traffic
+from meshnode.simulation.process import Process
+from meshnode.simulation.processor import Clock
 from meshnode.simulation.timeline import SECOND, Timeline, fork
+from meshnode.simulation.traffic import Traffic
 
 BORN_MS = 1_700_000_000_000
 """The wall clock at the start of a simulation, from which epochs come."""
@@ -42,7 +44,6 @@ class Host:
     process: Process | None = None
     seeds: tuple[str, ...] = ()
     contacts: dict[NodeId, tuple[str, ...]] = field(default_factory=dict)
-    work_us: int = 0
     lives: int = 0
     traffic: list[Traffic] = field(default_factory=list)
     """Of each of its lives."""
@@ -112,7 +113,6 @@ class World:
             clock=host.clock,
             rng=fork(self.seed, f"node {number} life {host.lives}"),
         )
-        host.process.work_us = host.work_us
         host.traffic.append(host.process.traffic)
         self.on_start(host.process)
 
@@ -158,7 +158,7 @@ class World:
         self.on_end(host.process, how)
         return host.process
 
-    # What processes need (process.World)
+    # What processes need (`process.World`)
 
     def connect(self, process: Process, dial: Dial) -> None:
         source = self.hosts[process.host].addr.partition(":")[0]
@@ -182,9 +182,6 @@ class World:
         if process is host.process and process.is_alive:
             host.node = node_id(f"rekeyed {host.number} {host.lives}")
             self.timeline.after(0, self._rekey, host.number)
-
-    def stopped(self, process: Process) -> None:
-        pass
 
     def _rekey(self, number: int) -> None:
         self.kill(number)
