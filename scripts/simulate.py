@@ -34,6 +34,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Result], float | None]]] = {
     "settle": ("settled", lambda result: result.settle),
     "false": ("false", lambda result: float(result.false_down)),
     "unwell": ("unwell", lambda result: float(result.unwell_down)),
+    "detours": ("detours", lambda result: float(result.detours)),
+    "refuted": ("refuted", lambda result: float(result.refuted)),
     "bytes": ("B/s", lambda result: result.socket_bytes_per_s),
     "quiet": ("quiet B/s", lambda result: result.quiet_bytes_per_s),
     "frames": ("frames/s", lambda result: result.frames_per_s),

@@ -24,7 +24,7 @@ from meshnode.simulation.faults import (
     Unplug,
     between,
 )
-from meshnode.simulation.scenario import Plan, after_joining, joined
+from meshnode.simulation.scenario import SETTLED_S, Plan, after_joining, joined
 from meshnode.simulation.timeline import SECOND
 
 Happening = list[tuple[float, Fault]]
@@ -153,6 +153,25 @@ def flip_flop(nodes: int, rng: random.Random) -> Happening:
     host = rng.randrange(1, nodes)
     ways = between([host], [other for other in range(nodes) if other != host])
     return [(20.0 * turn, Unblock(ways=ways) if turn % 2 else Block(ways=ways)) for turn in range(6)]
+
+
+def joining_late(nodes: int, rng: random.Random) -> list[Timed]:
+    """One is killed; one joins while the others find that out, and one when they have. Neither has met it."""
+    happening = joined(nodes - 2, rng)
+    victim = rng.randrange(1, nodes - 2)
+    return [
+        *happening,
+        Timed(SETTLED_S, Kill(host=victim)),
+        Timed(SETTLED_S + 0.1, Start(host=nodes - 2, seeds=(0,))),
+        Timed(SETTLED_S + 30.0, Start(host=nodes - 1, seeds=(0,))),
+    ]
+
+
+def forgotten(nodes: int, rng: random.Random) -> Happening:
+    """One half of the mesh cannot hear a node's goodbye, and hears of nothing until the other half has forgotten it."""
+    hosts = rng.sample(range(1, nodes), nodes - 1)
+    ways = between([0, *hosts[: nodes // 2 - 1]], hosts[nodes // 2 - 1 :])
+    return [(0.0, Block(ways=ways)), (1.0, Leave(host=hosts[-1])), (3700.0, Unblock(ways=ways))]
 
 
 def copied(nodes: int, rng: random.Random) -> Happening:

@@ -42,6 +42,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     settle: float | None
     false_down: int
     unwell_down: int
+    detours: int
+    """How often a node that was well became unroutable for another that was."""
+    refuted: int
+    """How often a node that was there was suspected, and heard of it."""
     bytes_per_s: float
     """Sent by a node, frames only, on the average of the whole run."""
     socket_bytes_per_s: float
@@ -156,6 +160,8 @@ def _measure(scenario: Scenario, world: World, watcher: Watcher, *, nodes: int, 
         settle=None,
         false_down=len(watcher.false_down),
         unwell_down=watcher.unwell_down,
+        detours=watcher.detours,
+        refuted=watcher.refuted,
         bytes_per_s=sum(traffic.frame_bytes for traffic in spent) / node_seconds,
         socket_bytes_per_s=_sent(world) / node_seconds,
         quiet_bytes_per_s=0.0,

@@ -59,6 +59,10 @@ class Watcher:
         self.failures: list[str] = []
         self.false_down: list[str] = []
         self.unwell_down = 0
+        self.detours = 0
+        """How often a node that was well and in reach became unroutable for another."""
+        self.refuted = 0
+        """How often a node heard that it was suspected, and was not gone."""
         self.endings: list[Ending] = []
         self.changes: list[Change] = []
         self.converged_at: int | None = None
@@ -123,8 +127,11 @@ class Watcher:
         elif notice.what == "unroutable":
             self._routable[host].discard(node)
             self._flip(process, node)
+            self.detours += self._is_well(process, node)
         elif notice.what in GONE:
             self._judge(process, node, notice)
+        elif notice.what == "refuted":
+            self.refuted += 1
         for change in reversed(self.changes):
             if change.node == node and notice.what == "changed":
                 change.seen.setdefault(host, now)
@@ -139,6 +146,8 @@ class Watcher:
             break
 
     def _end(self, process: Process, how: str) -> None:
+        if any(other is not process and other.node == process.node for other in self.world.living()):
+            return  # a copy of another's identity: for the others that one lives on
         routed = {
             other.host: other.epoch
             for other in self.world.living()
@@ -153,6 +162,13 @@ class Watcher:
 
     def _touch(self) -> None:
         self._dirty, self._changed_at = True, self.world.timeline.now
+
+    def _is_well(self, process: Process, node: NodeId) -> bool:
+        """Whether `node` lives, has been well for a while, and could be linked with `process`."""
+        other = next((found for found in self.world.living() if found.node == node), None)
+        if other is None or other.is_leaving:
+            return False
+        return self.reach.well(other.host) and self.reach.well(process.host) and self.reach.linkable(process.host, other.host)
 
     def _judge(self, process: Process, node: NodeId, notice: Notify) -> None:
         record = insight.record(process, node)
