@@ -140,6 +140,7 @@ CATALOGUE: dict[str, Scenario] = {
             about="two halves cannot hear each other, and one node hears both",
             duration=100.0,
             plan=after_joining(bridge),
+            bounds=Bounds(urgent=None),
             least=5,
         ),
         Scenario(
