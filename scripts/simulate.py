@@ -79,7 +79,7 @@ def _print_list() -> None:
     for scenario in CATALOGUE.values():
         bounds = {name: bound for name, bound in msgspec.structs.asdict(scenario.bounds).items() if bound is not None}
         print(f"{scenario.name:22} {scenario.about} ({scenario.duration:.0f} s)")
-        print(f"{'':22} {', '.join(f'{name} {bound:g}' for name, bound in bounds.items() if name != 'quiet')}")
+        print(f"{'':22} {', '.join(f'{name} {bound:g}' for name, bound in bounds.items() if name not in ('quiet', 'equal'))}")
 
 
 def _scenarios(names: str) -> list[Scenario]:

@@ -95,7 +95,7 @@ def run(scenario: Scenario, *, nodes: int, seed: int, reduced: Reduced | None = 
     world.timeline.run(round(quiet_from * SECOND))
     before = _sent(world)
     world.timeline.run(round(scenario.duration * SECOND))
-    watcher.finish(quiet=scenario.bounds.quiet)
+    watcher.finish(quiet=scenario.bounds.quiet, equal=scenario.bounds.equal)
     if converge is None:
         converge = _since(watcher.converged_at, last_start)
     last_fault = faults[-1].at if faults else None

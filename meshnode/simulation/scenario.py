@@ -31,7 +31,9 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     unwell_down: int | None = None
     """Such verdicts on nodes that are there, but stopped or slow."""
     quiet: bool = True
-    """At the end all have the same view, and the true one."""
+    """At the end all have the true view."""
+    equal: bool = True
+    """And the same records."""
     transitions: int | None = 2
     """Routable or not: changes of one node's verdict on another, for each fault that touches the two."""
     bytes_per_s: float | None = None

@@ -140,7 +140,7 @@ CATALOGUE: dict[str, Scenario] = {
             about="two halves cannot hear each other, and one node hears both",
             duration=100.0,
             plan=after_joining(bridge),
-            bounds=Bounds(urgent=None),
+            bounds=Bounds(urgent=None, equal=False),  # the two sides suspect each other again and again, and the bridge answers
             least=5,
         ),
         Scenario(

@@ -42,7 +42,7 @@ def watched() -> Watched:
 
 
 def test_a_mesh_at_rest_breaks_nothing(watched: Watched) -> None:
-    watched.watcher.finish(quiet=True)
+    watched.watcher.finish(quiet=True, equal=True)
 
     assert watched.watcher.is_complete()
     assert watched.watcher.failures == []
@@ -88,7 +88,7 @@ def test_a_life_that_was_known_to_be_over_must_not_come_back(watched: Watched, m
 
 def test_whoever_is_gone_must_not_be_alive_for_anyone_at_the_end(watched: Watched) -> None:
     watched.kill(2)
-    watched.watcher.finish(quiet=True)
+    watched.watcher.finish(quiet=True, equal=True)
 
     assert any("n02 as alive, which is gone" in failure for failure in watched.watcher.failures)
 
@@ -98,6 +98,6 @@ def test_a_verdict_that_changes_too_often_is_a_failure(watched: Watched) -> None
     for _ in range(3):
         watched.watcher.noticed(observer, Notify(what="unroutable", node=node, text=""))
         watched.watcher.noticed(observer, Notify(what="routable", node=node, text=""))
-    watched.watcher.finish(quiet=False)
+    watched.watcher.finish(quiet=False, equal=False)
 
     assert "n00 changed its verdict on host 1" in watched.watcher.failures[0]
