@@ -35,7 +35,7 @@ PROBE_S = 1.0
 JITTER_S = 0.2
 """So that not all accuse at once: three accusations are as good as sixty."""
 RECHECK_S = 5.0
-SUSPICION_MIN_S = 5.3
+SUSPICION_MIN_S = 6.4
 SUSPICION_MAX_S = 15.0
 """Three seconds of silence, one of probing, and five: down within ten seconds, and no pause of eight is one (simulated)."""
 ASK_EVERY_S = 1.0
@@ -149,6 +149,10 @@ class Detector:
         if accuser in case.accusers or len(case.accusers) < MAX_ACCUSERS:
             case.accusers[accuser] = case.accusers.get(accuser, False) or accusation.refused
             self._plan(case, now)
+
+    def forget(self, node: NodeId) -> None:
+        """It is buried."""
+        self.heard(node)
 
     def excuse(self, now: float) -> None:
         """We were stopped: whatever we held against others may have been our own absence."""
@@ -279,7 +283,9 @@ class Detector:
 
     def _is_settled(self, case: Case, now: float) -> bool:
         """The soft evidence: nobody heard it for long enough."""
-        if case.accused_at is None or case.probing_until is not None or now < case.accused_at + self._wait(case):
+        if case.accused_at is None or case.probing_until is not None or case.is_heard_elsewhere:
+            return False
+        if now < case.accused_at + self._wait(case):
             return False
         return bool(case.accusers) or self._size() < 4
 

@@ -106,6 +106,8 @@ class Dialler:
         self._rng = rng
         self._proven: OrderedDict[str, NodeId] = OrderedDict()
         self._recent: deque[tuple[float, str]] = deque()
+        self._next_at: float | None = None
+        self._changed = False
 
     def proven(self, addr: str) -> NodeId | None:
         """Whom `addr` led to when it last led to a member."""
@@ -117,6 +119,7 @@ class Dialler:
 
     def want(self, key: Key, addrs: tuple[str, ...], *, expect: NodeId | None, at: float) -> None:
         """Dial `addrs` in turn until one leads to a link: first at `at`, or later while a back-off runs."""
+        self._changed = True
         attempt = self.attempts.setdefault(key, Attempt(addrs, expect))
         attempt.expect = expect
         attempt.set_addrs(addrs)
@@ -130,31 +133,37 @@ class Dialler:
 
     def again(self, key: Key, at: float) -> None:
         """Dial `key` at `at`, whatever its back-off."""
+        self._changed = True
         if (attempt := self.attempts.get(key)) and attempt.flying is None:
             attempt.due = at
 
     def rest(self, key: Key) -> None:
         """Nothing to dial for `key` now; what was learned of it is kept."""
+        self._changed = True
         if attempt := self.attempts.get(key):
             attempt.due = None
 
     def forget(self, key: Key) -> None:
+        self._changed = True
         self.attempts.pop(key, None)
 
     def hurry(self, now: float) -> None:
         """What waits is tried now: the network is another."""
+        self._changed = True
         for attempt in self.attempts.values():
             if attempt.due is not None:
                 attempt.due, attempt.failures = min(attempt.due, now), 0
 
     def lost(self, key: Key, *, short: bool, at: float) -> None:
         """The link that `key` led to is gone. A `short` life counts as a failure: no pair links and breaks in a tight loop."""
+        self._changed = True
         attempt = self.attempts.setdefault(key, Attempt((), None))
         attempt.failures = attempt.failures + 1 if short else 0
         attempt.due = at if attempt.failures < 2 else at + self._back_off(attempt.failures)
 
     def succeeded(self, addr: str, node: NodeId) -> None:
         """A dial of `addr` led to `node`."""
+        self._changed = True
         self._proven[addr] = node
         self._proven.move_to_end(addr)
         if len(self._proven) > MAX_PROVEN:
@@ -165,6 +174,7 @@ class Dialler:
 
     def failed(self, addr: str, reason: str, *, now: float) -> None:
         """A dial of `addr` came to nothing: the next address at once, and back off after the last."""
+        self._changed = True
         for attempt in self._active_at(addr):
             attempt.reason, attempt.tried, attempt.tried_at = reason, addr, now
             attempt.flying, attempt.due = None, now
@@ -174,11 +184,15 @@ class Dialler:
                 attempt.due = now + self._back_off(attempt.failures)
 
     def next_at(self) -> float | None:
-        times = [time for attempt in self.attempts.values() if attempt.addrs and (time := attempt.deadline()) is not None]
-        return min(times, default=None)
+        """When an attempt is due, or its outcome overdue."""
+        if self._changed:
+            times = [time for attempt in self.attempts.values() if attempt.addrs and (time := attempt.deadline()) is not None]
+            self._next_at, self._changed = min(times, default=None), False
+        return self._next_at
 
     def dials(self, *, now: float) -> Iterator[Dial]:
         """What is to be dialled now. Afterwards every attempt is in flight, idle, or due later."""
+        self._changed = True
         for attempt in list(self.attempts.values()):
             deadline = attempt.deadline()
             if deadline is None or deadline > now or not attempt.addrs:

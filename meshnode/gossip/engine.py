@@ -42,6 +42,7 @@ from meshnode.errors import PeerError
 from meshnode.gossip import hello as greeting
 from meshnode.gossip import limits, view
 from meshnode.gossip.admission import Admission
+from meshnode.gossip.agenda import Agenda
 from meshnode.gossip.detector import Detector
 from meshnode.gossip.dialling import Attempt, Dialler, Network
 from meshnode.gossip.effects import Close, Effect, LinkId
@@ -111,6 +112,7 @@ class Engine:
         self._known = Knowledge(me=node, epoch=epoch, now=now)
         self._peers: dict[NodeId, Peer] = {}
         self._links: dict[LinkId, Link] = {}
+        self._agenda = Agenda()
         self._dialler = Dialler(rng)
         self._self = Peer(last_seen=None)
         self._leaving = False
@@ -138,6 +140,7 @@ class Engine:
             known=self._known,
             peers=self._peers,
             links=self._links,
+            agenda=self._agenda,
             dialler=self._dialler,
             detector=self._detector,
             exchange=self._exchange,
@@ -176,7 +179,7 @@ class Engine:
         if dialled:
             self._dialler.succeeded(addr, node)
         peer = self._peers.setdefault(node, Peer())
-        up = new_link(link, hello, addr=addr, dialled=dialled, now=now)
+        up = new_link(link, hello, self._agenda, addr=addr, dialled=dialled, now=now)
         self._links[link] = up
         peer.links.append(up)
         peer.hello, peer.lost_at = hello, None
@@ -196,6 +199,7 @@ class Engine:
         down = self._links.pop(link, None)
         if down is None:
             return
+        self._agenda.drop(link)
         if code == greeting.OWN_ID and down.hello.held:
             self._planner.verify(down.hello.held.listen, now)
         peer = self._peers[down.peer]
@@ -214,7 +218,8 @@ class Engine:
         expected = self._dialler.expected(addr)
         self._dialler.failed(addr, printable(reason), now=now)
         for node in expected if refused else ():
-            self._hearing.refused(node, now)
+            if self._is_its_own(addr, node):
+                self._hearing.refused(node, now)
         verifying = self._dialler.attempts.get(self._me)
         if verifying is not None and verifying.failures:
             self._dialler.forget(self._me)
@@ -247,7 +252,7 @@ class Engine:
                 raise limits.breach(f"more than {limits.GOSSIP_BYTES_PER_S / 1024:.0f} KiB of gossip a second")
             self._handle(source, peer, message, now)
         except PeerError as error:
-            source.closing = True
+            source.begin_close()
             if error.close_code == limits.TOO_MUCH:
                 peer.refused_until, peer.refusal = now + limits.PENALTY_S, error.message
             self._notices.verdict(source.peer, now)
@@ -295,7 +300,7 @@ class Engine:
         peer, record = self._peers.get(node), self._known.record(node)
         if node == self._me or record is None or record.left or (peer and peer.links):
             return False
-        self._known.mark_left(node, now=now)
+        self._known.forget(node, now=now)
         self._exchange.changed(node, None, now)
         self._planner.soon(now)
         return True
@@ -316,7 +321,7 @@ class Engine:
 
     def ready(self) -> tuple[LinkId, ...]:
         """The links that have a frame to write."""
-        return tuple(link.id for link in self._links.values() if link.ready)
+        return self._agenda.ready()
 
     def link_of(self, node: NodeId) -> LinkId | None:
         """The link to use for `node`."""
@@ -346,9 +351,8 @@ class Engine:
         """When `tick` has something to do; infinity for never."""
         if self._leaving:
             return float("inf")
-        times = [self._planner.due, self._dialler.next_at(), self._known.next_burial(), self._detector.deadline()]
-        times += [link.deadline() for link in self._links.values() if not link.closing]
-        return min((time for time in times if time is not None), default=float("inf"))
+        times = (self._planner.due, self._dialler.next_at(), self._known.next_burial())
+        return min(self._agenda.deadline(), self._detector.deadline(), *(time for time in times if time is not None))
 
     def tick(self, *, now: float) -> None:
         """Do what has become due; afterwards `next_deadline` is later than `now`."""
@@ -363,6 +367,12 @@ class Engine:
             self._notices.add(dial)
 
     # How it is done
+
+    def _is_its_own(self, addr: str, node: NodeId) -> bool:
+        """Whether `node` was there before, or says so itself: what only others say of addresses is no evidence."""
+        belief = self._known.beliefs.get(node)
+        said = view.addresses(belief.record, Peer()) if belief and belief.direct else ()
+        return addr in said or self._dialler.proven(addr) == node
 
     def _handle(self, source: Link, peer: Peer, message: Gossip, now: float) -> None:
         match message:
@@ -395,7 +405,9 @@ class Engine:
     def _forget(self, node: NodeId) -> None:
         for link in self._peers.pop(node, Peer()).links:
             del self._links[link.id]
+            self._agenda.drop(link.id)
         for other in self._links.values():
             other.correct(node, None)
+        self._detector.forget(node)
         self._roster.forget(node)
         self._dialler.forget(node)

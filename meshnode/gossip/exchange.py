@@ -6,7 +6,7 @@ News goes to everyone but who told it: our own in the next batch, others' after 
 import random
 
 from meshnode.errors import PeerError
-from meshnode.gossip import view
+from meshnode.gossip import limits, view
 from meshnode.gossip.digest import bucket_of, decode_buckets
 from meshnode.gossip.effects import LinkId
 from meshnode.gossip.knowledge import Knowledge
@@ -63,10 +63,16 @@ class Exchange:
         """We are called down or suspect, and are not: everyone is told so by a higher incarnation."""
         if not self._known.refute(epoch, incarnation):
             return False
-        self._lag.blame(now)
+        self._lag.suspected(now)
         self._notices.notify("refuted", self._known.me, f"this node was suspected in incarnation {incarnation}")
         self.spread_own(now)
         return True
+
+    def pass_on(self, link: Link, accusation: Accuse, now: float) -> None:
+        """The peer of `link`, which we hear, is accused of being gone: it can refute that, if it is about its present stage."""
+        record = self._known.record(link.peer)
+        if record and (record.epoch, record.incarnation) == (accusation.epoch, accusation.incarnation):
+            link.warn(accusation, now)
 
     def changed(self, node: NodeId, source: Link | None, now: float) -> None:
         """The record of `node` is another, by what `source` said or by our own verdict: tell the shell, and everyone else."""
@@ -150,7 +156,9 @@ class Exchange:
         link = self._peers[delta.origin].link if delta.origin in self._peers else None
         speaking = link is not None and not link.is_silent(now)
         if link and speaking and delta.standing is Standing.DOWN:
-            link.say(Accuse(delta.origin, delta.epoch, delta.incarnation))  # it is not, and can refute it
+            if not source.accusations.take(1, now=now):
+                raise limits.breach("accusations too often")
+            self.pass_on(link, Accuse(delta.origin, delta.epoch, delta.incarnation), now)
         return self._known.hearsay(delta, teller=source.peer, speaking=speaking, now=now)
 
     def _is_linked(self, node: NodeId) -> bool:

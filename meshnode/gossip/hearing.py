@@ -2,6 +2,7 @@
 (pure)."""
 
 from meshnode.gossip import limits, view
+from meshnode.gossip.agenda import Agenda
 from meshnode.gossip.detector import Detector
 from meshnode.gossip.dialling import Dialler
 from meshnode.gossip.effects import LinkId
@@ -25,12 +26,13 @@ REDIAL_AGAIN_S = 0.35
 class Hearing:
     """What the engine does about silence."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the engine's parts, each given once, by name
         self,
         *,
         known: Knowledge,
         peers: dict[NodeId, Peer],
         links: dict[LinkId, Link],
+        agenda: Agenda,
         dialler: Dialler,
         detector: Detector,
         exchange: Exchange,
@@ -40,6 +42,7 @@ class Hearing:
         self._known = known
         self._peers = peers
         self._links = links
+        self._agenda = agenda
         self._dialler = dialler
         self._detector = detector
         self._exchange = exchange
@@ -47,7 +50,9 @@ class Hearing:
         self._lag = lag
 
     def seen(self, link: Link, now: float) -> None:
-        """A frame came on `link`."""
+        """A frame came on `link`. Who was silent may have been called down meanwhile, and has to know in order to refute it."""
+        if link.silent and (accusation := self._detector.accusation(link.peer)):
+            link.say(accusation)
         link.heard(now)
         link.advance(now)
         self._peers[link.peer].last_seen = now
@@ -90,12 +95,12 @@ class Hearing:
         """Notice silences, and judge. `late`: how long after its time this is called."""
         if self._lag.served(late, now):
             for link in self._links.values():
-                link.heard_at += late  # what they sent meanwhile is still to be read
+                link.excuse(late, now)  # what they sent meanwhile is still to be read
             self._detector.excuse(now)
-        for link in self._links.values():
-            if not link.closing and link.deadline() <= now:
-                link.advance(now)
-                self._listen(link, now)
+        for due in self._agenda.due(now):
+            link = self._links[due]
+            self._listen(link, now)
+            link.advance(now)
         for node in self._detector.tick(now):
             if self._known.mark_down(node, now=now):
                 self._exchange.changed(node, None, now)
@@ -114,7 +119,7 @@ class Hearing:
         record, peer = self._known.record(target), self._peers.get(target)
         if record is None:
             return Found.UNKNOWN
-        if peer and peer.link and peer.link.heard_at + FRESH_S > now:
+        if peer and peer.link and max(peer.link.heard_at + FRESH_S, peer.link.grace_until) > now:
             return Found.HEARD
         accusation = self._detector.accusation(target)
         return Found.REFUSED if accusation and accusation.refused else Found.SILENT
@@ -125,10 +130,10 @@ class Hearing:
             self._exchange.refute(accusation.epoch, accusation.incarnation, now)
             return
         link = self._peers[target].link if target in self._peers else None
-        if link is None or link.silent:
+        if link is not None and not link.silent:
+            self._exchange.pass_on(link, accusation, now)
+        elif target in self._peers and self._peers[target].last_seen is not None:  # of whom we never met we cannot judge
             self._detector.accused(source.peer, accusation, now)
-        elif link is not source:
-            link.say(accusation)  # we hear it: it can refute that
 
     def _deliver(self, now: float) -> None:
         """What the detector has for others, onto their links."""

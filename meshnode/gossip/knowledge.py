@@ -130,6 +130,8 @@ class Knowledge:
             return False
         if belief is None:
             return self._first_word(delta, teller, now)
+        if speaking and delta.standing is Standing.DOWN:
+            return False  # it is here: what would that be worth later?
         if speaking:
             try:
                 heard = apply(belief.heard or belief.record, delta)
@@ -155,10 +157,10 @@ class Knowledge:
     def refute(self, epoch: int, incarnation: int) -> bool:
         """Somebody calls us down, or suspects it, in that life and incarnation. Whether there was something to refute.
 
-        An incarnation at the upper end is a lie, since only we raise it, and is not worth our epoch.
+        A lower incarnation is refuted already; a higher one is a lie, since only we raise it, and would use up the numbers.
         """
         own = self.beliefs[self.me]
-        if epoch != self.epoch or not own.record.incarnation <= incarnation < MAX_INCARNATION:
+        if (epoch, incarnation) != (self.epoch, own.record.incarnation) or incarnation >= MAX_INCARNATION:
             return False
         self._replace(own, msgspec.structs.replace(own.record, incarnation=incarnation + 1))
         return True
@@ -169,7 +171,7 @@ class Knowledge:
         return not belief.record.left and self._commit(belief, msgspec.structs.replace(belief.record, down=True), now)
 
     def mark_left(self, node: NodeId, *, now: float) -> None:
-        """The node itself says that it leaves, or an operator in its place."""
+        """The node itself says that it leaves."""
         belief = self.beliefs[node]
         record = belief.record
         self._commit(
@@ -179,6 +181,11 @@ class Knowledge:
     def is_buried(self, node: NodeId, epoch: int) -> bool:
         """Whether that life of `node` is over and forgotten here."""
         return epoch <= self._graveyard.get(node, -1)
+
+    def forget(self, node: NodeId, *, now: float) -> None:
+        """An operator says that it is gone for good. Should it be there after all, it is welcome."""
+        self.mark_left(node, now=now)
+        self.beliefs[node].direct = False
 
     def next_burial(self) -> float | None:
         left = next((at + LEFT_SHOWN_S for at in self.left.values()), None)

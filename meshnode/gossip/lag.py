@@ -26,11 +26,11 @@ class Lag:
     def served(self, late: float, now: float) -> bool:
         """A deadline was served `late` seconds after its time. Whether we were stopped meanwhile."""
         if late > LATE_S:
-            self.blame(now)
+            self._score, self._better_at = min(MAX_SCORE, self._score + 1), now + CLEAN_S
         elif self._score and now >= self._better_at:
             self._score, self._better_at = self._score - 1, now + CLEAN_S
         return late > STALL_S
 
-    def blame(self, now: float) -> None:
-        """There is a sign that we are slow: that others suspected us, for one."""
-        self._score, self._better_at = min(MAX_SCORE, self._score + 1), now + CLEAN_S
+    def suspected(self, now: float) -> None:
+        """Others suspected us, which may be our fault. It counts once: or they could make us as patient as they like."""
+        self._score, self._better_at = max(1, self._score), now + CLEAN_S

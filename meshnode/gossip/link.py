@@ -9,6 +9,7 @@ lacks, and gets the newest state, not the history.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from meshnode.gossip.agenda import Agenda
 from meshnode.gossip.effects import LinkId
 from meshnode.gossip.knowledge import Knowledge
 from meshnode.gossip.limits import ACCUSATIONS_PER_S, GOSSIP_BURST, GOSSIP_BYTES_PER_S, PROBES_PER_S, SUDDEN, Bucket
@@ -46,6 +47,8 @@ RTT_WEIGHT = 0.25
 DELTA_BYTES_PER_S = 0.75 * GOSSIP_BYTES_PER_S
 DELTA_BURST_S = 4.0
 """Records go out no faster than the other end takes them, with room for the rest of the gossip: no PULL makes us send more."""
+WARN_GAP_S = 0.2
+"""A tenth of what a receiver of accusations tolerates."""
 MAX_URGENT = 512
 """More than there is to say when half of a mesh of 64 vanishes."""
 FRAME_COST = 8
@@ -83,6 +86,7 @@ class Link:
     probes: Bucket
     accusations: Bucket
     repair: Repair
+    agenda: Agenda
     up_at: float
     heard_at: float = 0.0
     next_ping: float = 0.0
@@ -99,6 +103,7 @@ class Link:
     """What there is to say about others, by kind and target; the newest counts."""
     _stalled_until: float = 0.0
     """Our own such announcement."""
+    _warned_at: float = float("-inf")
     _leave: int | None = None
     _pong: int | None = None
     _ping: bool = False
@@ -127,6 +132,12 @@ class Link:
 
     def __post_init__(self) -> None:
         self.heard_at = self.next_ping = self.up_at
+        self.agenda.changed(self)
+
+    def begin_close(self) -> None:
+        """Nothing more is said or heard on it."""
+        self.closing = True
+        self.agenda.changed(self)
 
     def is_silent(self, now: float) -> bool:
         return self.heard_at + SILENCE_S <= now
@@ -134,6 +145,12 @@ class Link:
     def heard(self, now: float) -> None:
         """The peer sent something."""
         self.heard_at, self.silent = now, False
+        self.agenda.changed(self)
+
+    def excuse(self, late: float, now: float) -> None:
+        """It was we who did not listen for so long."""
+        self.heard_at = min(now, self.heard_at + late)
+        self.agenda.changed(self)
 
     def advance(self, now: float) -> None:
         """Set the flags that are due."""
@@ -142,6 +159,7 @@ class Link:
         if self._delta_at is not None and self._delta_at <= now:
             self._delta, self._delta_at = True, None
         self.repair.advance(now)
+        self.agenda.changed(self)
 
     @property
     def has_news(self) -> bool:
@@ -162,6 +180,7 @@ class Link:
         at = max(at, self._last_delta + BATCH_S)
         self._lacks[origin] = min(at, self._lacks.get(origin, at))
         self._delta_at = at if self._delta_at is None else min(at, self._delta_at)
+        self.agenda.changed(self)
 
     def told(self, delta: RecordDelta) -> None:
         """The peer sent `delta`, so it has it."""
@@ -172,20 +191,30 @@ class Link:
         """Our load is `load` now: bring the heartbeat forward if the peer should know at once."""
         if is_large_change(self._load_sent, load):
             self.next_ping = min(self.next_ping, max(now, self._last_ping + MIN_HEARTBEAT_GAP_S))
+            self.agenda.changed(self)
 
     def say(self, frame: Urgent) -> None:
         """As soon as possible. Who asks and does not read loses the oldest answers."""
         self._urgent[type(frame), frame.target] = frame
         if len(self._urgent) > MAX_URGENT:
             del self._urgent[next(iter(self._urgent))]
+        self.agenda.changed(self)
+
+    def warn(self, accusation: Accuse, now: float) -> None:
+        """Tell the peer what it is accused of; not so often that it would take us for the one who accuses."""
+        if now >= self._warned_at + WARN_GAP_S:
+            self._warned_at = now
+            self.say(accusation)
 
     def stall(self, until: float, now: float) -> None:
         """We may be silent until then: the next heartbeat, now, says so."""
         self._stalled_until, self.next_ping = until, now
+        self.agenda.changed(self)
 
     def answer(self, sequence: int) -> None:
         """A PING asked for a PONG. One is owed however many were asked for, and a PONG is never answered: this ends."""
         self._pong = sequence
+        self.agenda.changed(self)
 
     def answered(self, sequence: int, now: float) -> None:
         """A PONG came."""
@@ -198,12 +227,14 @@ class Link:
     def leave(self, epoch: int) -> None:
         """We leave: LEAVE is the last that is said here."""
         self._leave = epoch
+        self.agenda.changed(self)
 
     def next_frame(self, known: Knowledge, load: tuple[ModelState, ...], now: float, room: int) -> bytes | None:
         """The most urgent frame: LEAVE, PONG, what concerns others' lives, PING, DELTA, then what repairs. None when there is
         nothing, or `room` bytes are too few for it."""
         if self.closing:
             return None
+        self.agenda.changed(self)
         if self._leave is not None:
             return self._fitting(encode(Leave(self._leave)), room, self._leave_sent)
         if self._pong is not None:
@@ -226,7 +257,7 @@ class Link:
         return raw
 
     def _leave_sent(self) -> None:
-        self.closing = True
+        self.begin_close()
 
     def _pong_sent(self) -> None:
         self._pong = None
@@ -269,7 +300,7 @@ class Link:
         return raw
 
 
-def new_link(link: LinkId, hello: Hello, *, addr: str, dialled: bool, now: float) -> Link:
+def new_link(link: LinkId, hello: Hello, agenda: Agenda, *, addr: str, dialled: bool, now: float) -> Link:
     return Link(
         id=link,
         peer=hello.node,
@@ -280,5 +311,6 @@ def new_link(link: LinkId, hello: Hello, *, addr: str, dialled: bool, now: float
         probes=Bucket(PROBES_PER_S, SUDDEN, now=now),
         accusations=Bucket(ACCUSATIONS_PER_S, SUDDEN, now=now),
         repair=Repair(now=now),
+        agenda=agenda,
         up_at=now,
     )

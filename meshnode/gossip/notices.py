@@ -29,7 +29,7 @@ class Notices:
     def close(self, link: Link, code: int, reason: str) -> None:
         """Once."""
         if not link.closing:
-            link.closing = True
+            link.begin_close()
             self.add(Close(link=link.id, code=code, reason=reason))
 
     def verdict(self, node: NodeId, now: float) -> None:

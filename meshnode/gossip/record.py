@@ -64,7 +64,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def stamp(self) -> Stamp:
-        return Stamp(self.epoch, self.left, self.incarnation, self.down, self.version)
+        return stamp_of(self.epoch, self.standing, self.incarnation, self.version)
 
     @property
     def standing(self) -> Standing:

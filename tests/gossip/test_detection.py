@@ -192,13 +192,21 @@ def test_who_is_slow_himself_waits_longer() -> None:
     assert lag.factor == 2
     assert lag.served(3.0, now=2.0)
     for _ in range(20):
-        lag.blame(3.0)
+        lag.served(1.0, now=3.0)
     assert lag.factor == 1 + MAX_SCORE
     lag.served(0.0, now=7.9)
     assert lag.factor == 1 + MAX_SCORE
     for second in range(8, 80):
         lag.served(0.0, now=float(second))
     assert lag.factor == 1
+
+
+def test_however_often_others_suspect_it_a_node_is_at_most_twice_as_patient() -> None:
+    lag = Lag()
+    for _ in range(20):
+        lag.suspected(1.0)
+
+    assert lag.factor == 2
 
 
 # Engines
@@ -365,16 +373,16 @@ def test_that_a_node_which_we_hear_is_down_is_not_believed_and_is_passed_on_to_i
 
 @pytest.mark.parametrize("as_delta", [True, False])
 def test_we_refute_what_is_said_of_us(engine: Engine, as_delta: bool) -> None:
-    delta = Delta((RecordDelta(node_id(3), 1, 4, 1, 1, (), Standing.DOWN),))
-    engine.receive(LinkId(1), delta if as_delta else Accuse(node_id(3), 1, 4), now=1.0)
+    delta = Delta((RecordDelta(node_id(3), 1, 0, 1, 1, (), Standing.DOWN),))
+    engine.receive(LinkId(1), delta if as_delta else Accuse(node_id(3), 1, 0), now=1.0)
     engine.tick(now=1.1)
 
     for on in (LinkId(1), LinkId(2)):
         told = [record for frame in pulled(engine, on, 1.1) if isinstance(frame, Delta) for record in frame.records]
-        assert [(record.incarnation, record.standing) for record in told if record.origin == node_id(3)] == [(5, Standing.ALIVE)]
+        assert [(record.incarnation, record.standing) for record in told if record.origin == node_id(3)] == [(1, Standing.ALIVE)]
 
 
-@pytest.mark.parametrize("accusation", [Accuse(node_id(3), 0, 0), Accuse(node_id(3), 2, 0), Accuse(node_id(3), 1, 65_535)])
+@pytest.mark.parametrize("accusation", [Accuse(node_id(3), 0, 0), Accuse(node_id(3), 2, 0), Accuse(node_id(3), 1, 1)])
 def test_what_is_not_about_this_life_or_cannot_be_meant_is_not_refuted(engine: Engine, accusation: Accuse) -> None:
     engine.receive(LinkId(1), accusation, now=1.0)
 

@@ -5,6 +5,7 @@ from gossip.small_lan import make_engine, node_id
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshnode.gossip.agenda import Agenda
 from meshnode.gossip.effects import LinkId
 from meshnode.gossip.limits import Bucket
 from meshnode.gossip.link import Link, is_large_change
@@ -25,6 +26,7 @@ def make_link(number: int, *, dialled: bool, peer: int = 2, epoch: int = 1) -> L
         probes=Bucket(1, 1, now=0.0),
         accusations=Bucket(1, 1, now=0.0),
         repair=Repair(now=0.0),
+        agenda=Agenda(),
         up_at=0.0,
     )
 
