@@ -1,25 +1,14 @@
 """Nodes that find each other on a LAN, and what is in their way. Real processes, real multicast; limits are for a broken program,
-`scripts/bench/lan.py` has the figures."""
+`scripts/bench/joining.py` has the figures."""
 
 from pathlib import Path
 from typing import Any
 
-from lan.hosts import LanNode, token_of
+from lan.hosts import LanNode, see_each_other, token_of
 from netlan import Lan
 from processes import wait_until
 
 STORY: Any = [{"role": "user", "content": "Tell me a story about a fox."}]
-
-
-def see_each_other(*nodes: LanNode, seconds: float = 15.0) -> None:
-    """Wait until every node can send to every other one."""
-    names = {node.name for node in nodes}
-    for node in nodes:
-        wait_until(
-            lambda node=node: names <= {name for name, member in node.members().items() if member["routable"]},  # type: ignore[misc]
-            f"{node.name} to see {', '.join(sorted(names))}",
-            seconds=seconds,
-        )
 
 
 def reason(node: LanNode, other: str) -> str:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from lan.hosts import LanNode, token_of
-from lan.test_discovery import see_each_other
+from lan.hosts import LanNode, see_each_other, token_of
 from netlan import Lan
 from processes import wait_until
 

@@ -4,8 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from lan.hosts import LanNode
-from lan.test_discovery import see_each_other
+from lan.hosts import LanNode, see_each_other
 from netlan import Lan
 from processes import wait_until
 
