@@ -99,6 +99,25 @@ def test_a_pair_that_cannot_dial_at_all_is_not_routable_with_the_reason_and_the_
     assert any("beta is not routable" in line for line in alpha.status()["health"])
 
 
+def test_two_machines_whose_firewalls_let_nothing_in_know_of_each_other_and_say_what_to_do(lan: Lan, tmp_path: Path) -> None:
+    hosts = [lan.host(name) for name in ("alpha", "beta")]
+    hosts[0].block_incoming_from(hosts[1], 4850)
+    hosts[1].block_incoming_from(hosts[0], 4850)
+    alpha, beta = (LanNode(host, tmp_path) for host in hosts)
+    for node, other in ((alpha, beta), (beta, alpha)):
+        text = wait_until(
+            lambda node=node: said if "Alone" in (said := node.meshnode("status").stdout) else "",  # type: ignore[misc]
+            f"{node.name} to say that it is alone",
+        )
+
+        assert f"{other.host.address}:4850 for node {other.run['node_id'][:8]}: no answer within 3 s" in text
+        assert "none of this mesh" not in text
+        assert "does a firewall, there or here, let its mesh port through?" in text
+
+    hosts[0].unblock()
+    see_each_other(alpha, beta, seconds=40)
+
+
 def test_a_host_that_is_cut_off_is_missed_and_comes_back_by_itself(lan: Lan, tmp_path: Path) -> None:
     alpha, beta = (LanNode(lan.host(name), tmp_path) for name in ("alpha", "beta"))
     see_each_other(alpha, beta)
