@@ -25,7 +25,7 @@ def test_three_hosts_find_each_other_and_one_streams_the_answer_of_another(lan: 
         model="demo", messages=STORY, max_tokens=20, stream=True
     ) as answer:
         assert answer.headers["x-meshnode-node"] == "alpha"
-        assert sum(b'"content"' in line for line in answer.iter_bytes()) > 5
+        assert sum('"content"' in line for line in answer.iter_lines()) > 5
 
     beta.stop()
     wait_until(lambda: gamma.members()["beta"]["state"] == "left", "the goodbye")
