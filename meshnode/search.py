@@ -59,7 +59,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
 def solitude(search: Search) -> list[str]:
     """What to show to somebody who wonders where the others are."""
     facts = [
-        ("mDNS", _mdns(search.mdns)),
+        ("mDNS", _mdns(search.mdns, others=_knows_others(search))),
         ("reached at", ", ".join(search.advertised) or "no address: no network interface is up"),
         *(("tried", line) for line in map(_tried, search.tried[:MAX_LINES])),
         *(("version", f"{line}, which this node does not") for line in search.other_versions[:MAX_LINES]),
@@ -76,7 +76,12 @@ def neighbours(search: Search) -> Iterator[str]:
         yield printable(f"Other mesh on this network: {_other(other)}")
 
 
-def _mdns(mdns: Mdns) -> str:
+def _knows_others(search: Search) -> bool:
+    """Whether some node of this mesh, which was announced or is remembered, was dialled in vain."""
+    return any(tried.node for tried in search.tried)
+
+
+def _mdns(mdns: Mdns, *, others: bool) -> str:
     if mdns.state != "on":
         return f"{mdns.state}{': ' if mdns.reason else ''}{mdns.reason}"
     where = f"on, at {', '.join(mdns.interfaces)}"
@@ -84,7 +89,7 @@ def _mdns(mdns: Mdns) -> str:
         return f"{where}; not even its own announcement is heard: does a firewall here drop UDP port 5353?"
     if not mdns.heard:
         return f"{where}; no other machine is heard: multicast may not get through this network"
-    return f"{where}; {mdns.heard} other machine{'s' * (mdns.heard > 1)} heard, none of this mesh"
+    return f"{where}; {mdns.heard} other machine{'s' * (mdns.heard > 1)} heard{'' if others else ', none of this mesh'}"
 
 
 def _tried(tried: Tried) -> str:
@@ -97,6 +102,8 @@ def _other(other: OtherMesh) -> str:
 
 
 def _next(search: Search) -> str:
+    if _knows_others(search):
+        return "is the other node up, and does a firewall, there or here, let its mesh port through? One direction is enough"
     if search.other_meshes:
         return "to join that mesh: meshnode join, with the token that `meshnode token` prints on one of its nodes"
     return "give the address of another node: meshnode join HOST; on that node: is its mesh port open to this machine?"

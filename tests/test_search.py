@@ -63,6 +63,14 @@ def test_the_next_thing_to_do_depends_on_what_was_found() -> None:
     ]
 
 
+def test_a_node_that_is_known_and_not_reached_is_not_said_to_be_missing() -> None:
+    tried = Tried(addr="10.0.0.2:4850", node="ab12cd34", reason="no answer within 3 s", age_s=1.0)
+    search = msgspec.structs.replace(NOTHING, tried=(tried,))
+
+    assert said(search, "mDNS")[0].endswith("1 other machine heard")
+    assert "does a firewall, there or here, let its mesh port through?" in said(search, "next")[0]
+
+
 def test_strangers_words_cannot_write_to_the_terminal() -> None:
     evil = Tried(addr="a\x1b[2Jb", node="", reason="x\ny", age_s=1.0)
 

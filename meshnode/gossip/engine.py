@@ -184,7 +184,7 @@ class Engine:
         peer.links.append(up)
         peer.hello, peer.lost_at = hello, None
         self._roster.outsiders.forget(node)
-        for other, why in surplus(peer.links, me=self._me, peer=node):
+        for other, why in surplus(peer.links, me=self._me, peer=node, now=now):
             self._notices.close(other, DUPLICATE, why)
         if changed and not new:
             peer.load = ()

@@ -32,20 +32,22 @@ class Peer:
         return None
 
 
-def surplus(links: list[Link], *, me: NodeId, peer: NodeId) -> list[tuple[Link, str]]:
+def surplus(links: list[Link], *, me: NodeId, peer: NodeId, now: float) -> list[tuple[Link, str]]:
     """Which of several links to one peer to close, and why; `links` in the order in which they came up.
 
     Both ends must come to the same answer, whatever order they saw, or a pair could close both links. A link of another life
-    than the newest link's is left over from an earlier one (`Engine.judge` has seen to it that it is silent). Of two that were
-    dialled from both ends, the one dialled by the lower id stays. Of two dialled from the same end only the end with the lower id
-    closes one: only one end decides, so one stays.
+    than the newest link's is left over from an earlier one (`Engine.judge` has seen to it that it is silent). A silent one of the
+    same life was mostly given up by the peer, which has another address now and could not tell us. Of two that were dialled from
+    both ends, the one dialled by the lower id stays. Of two dialled from the same end only the end with the lower id closes one:
+    only one end decides, so one stays.
     """
     live = [link for link in links if not link.closing]
     newest = life(live[-1].hello)
     stale = [(link, "superseded by the peer's new start") for link in live if life(link.hello) != newest]
-    current = [link for link in live if life(link.hello) == newest]
+    lost = [(link, "silent when another came up") for link in live if life(link.hello) == newest and link.is_silent(now)]
+    current = [link for link in live if life(link.hello) == newest and not link.is_silent(now)]
     by_lower = [link for link in current if link.dialled == (me < peer)]
     by_higher = [link for link in current if link.dialled != (me < peer)]
     doubled = by_higher if by_lower else []
     same_end = (by_lower or by_higher)[1:] if me < peer else []
-    return stale + [(link, "duplicate link") for link in doubled + same_end]
+    return stale + lost + [(link, "duplicate link") for link in doubled + same_end]

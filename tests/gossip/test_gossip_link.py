@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from meshnode.gossip.agenda import Agenda
 from meshnode.gossip.effects import LinkId
 from meshnode.gossip.limits import Bucket
-from meshnode.gossip.link import Link, is_large_change
+from meshnode.gossip.link import SILENCE_S, Link, is_large_change
 from meshnode.gossip.peer import surplus
 from meshnode.gossip.repair import Repair
 from meshnode.names import ModelDigest
@@ -38,7 +38,7 @@ def test_both_ends_together_leave_one_link_in_whatever_order_they_came_up(by_low
     for me, peer in ((1, 2), (2, 1)):
         links = [make_link(number, dialled=lower == (me < peer), peer=peer) for number, lower in enumerate(by_lower)]
         rng.shuffle(links)
-        closed |= {link.id for link, _ in surplus(links, me=node_id(me), peer=node_id(peer))}
+        closed |= {link.id for link, _ in surplus(links, me=node_id(me), peer=node_id(peer), now=0.0)}
 
     assert len(by_lower) - len(closed) == 1
     assert not any(by_lower) or all(by_lower[kept] for kept in set(range(len(by_lower))) - closed)
@@ -46,7 +46,17 @@ def test_both_ends_together_leave_one_link_in_whatever_order_they_came_up(by_low
 
 def test_a_link_of_an_earlier_life_gives_way_to_the_new_one() -> None:
     old, new = make_link(1, dialled=True), make_link(2, dialled=False, epoch=2)
-    assert surplus([old, new], me=node_id(1), peer=node_id(2)) == [(old, "superseded by the peer's new start")]
+    assert surplus([old, new], me=node_id(1), peer=node_id(2), now=0.0) == [(old, "superseded by the peer's new start")]
+
+
+def test_a_silent_link_gives_way_to_a_new_one_whichever_end_dialled_it() -> None:
+    """The peer has another address and knows that the old link is dead; we would learn it only after ten seconds."""
+    old, new = make_link(1, dialled=True), make_link(2, dialled=False)
+    new.heard(SILENCE_S)
+
+    assert surplus([old, new], me=node_id(1), peer=node_id(2), now=SILENCE_S - 0.1) == [(new, "duplicate link")]
+    ((closed, _),) = surplus([old, new], me=node_id(1), peer=node_id(2), now=SILENCE_S)
+    assert closed is old
 
 
 def load(active: int = 0, queued: int = 0, state: str = "ready", name: str = "m") -> tuple[ModelState, ...]:

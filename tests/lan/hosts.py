@@ -12,14 +12,17 @@ from typing import Any
 import httpx2
 import openai
 from netlan import Host
-from processes import NodeProcess
+from processes import NodeProcess, wait_until
+
+MESHNODE = ("-m", "meshnode")
 
 
 class LanNode(NodeProcess):
     """One `meshnode up` on `host`, with the ports that a user has. `directory` holds its data and, made when missing, the token.
 
     Started again under the same name, it has the memory of the one before. It serves a model (the demo's, if no flag names
-    another) only with `worker`. It may not be ready at once: `run`, and all that needs it, waits.
+    another) only with `worker`. It may not be ready at once: `run`, and all that needs it, waits. `program` is what Python is to
+    run instead of ours.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class LanNode(NodeProcess):
         name: str = "",
         token: Path | None = None,
         environment: dict[str, str] | None = None,
+        program: tuple[str, ...] = MESHNODE,
     ) -> None:
         self.host = host
         self.name = name or host.name
@@ -38,7 +42,7 @@ class LanNode(NodeProcess):
         (self.data_dir / "run.json").unlink(missing_ok=True)  # of a node that was killed: it would be taken for the new one's
         self.output = (directory / f"{self.name}.out").open("a+")
         self.process = host.popen(
-            sys.executable, "-m", "meshnode", "up", "--name", self.name, "--data-dir", str(self.data_dir),
+            sys.executable, *program, "up", "--name", self.name, "--data-dir", str(self.data_dir),
             "--token-file", str(token or token_of(directory)), *([] if worker else ["--no-worker"]), *flags,
             stdout=self.output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})},
         )  # fmt: skip
@@ -65,7 +69,7 @@ class LanNode(NodeProcess):
 
     def meshnode(self, command: str, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
         """What `meshnode COMMAND` says on this host, as its user would ask; `typed` is its standard input."""
-        line = (sys.executable, "-m", "meshnode", command, "--data-dir", str(self.data_dir), *arguments)
+        line = (sys.executable, *MESHNODE, command, "--data-dir", str(self.data_dir), *arguments)
         return self.host.run(*line, check=False, input=typed)
 
     def members(self) -> dict[str, dict[str, Any]]:
@@ -108,3 +112,14 @@ def token_of(directory: Path) -> Path:
         token.touch(mode=0o600)
         token.write_text(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return token
+
+
+def see_each_other(*nodes: LanNode, seconds: float = 15.0) -> None:
+    """Wait until every node can send to every other one."""
+    names = {node.name for node in nodes}
+    for node in nodes:
+        wait_until(
+            lambda node=node: names <= {name for name, member in node.members().items() if member["routable"]},  # type: ignore[misc]
+            f"{node.name} to see {', '.join(sorted(names))}",
+            seconds=seconds,
+        )

@@ -1,25 +1,14 @@
 """Nodes that find each other on a LAN, and what is in their way. Real processes, real multicast; limits are for a broken program,
-`scripts/bench/lan.py` has the figures."""
+`scripts/bench/joining.py` has the figures."""
 
 from pathlib import Path
 from typing import Any
 
-from lan.hosts import LanNode, token_of
+from lan.hosts import LanNode, see_each_other, token_of
 from netlan import Lan
 from processes import wait_until
 
 STORY: Any = [{"role": "user", "content": "Tell me a story about a fox."}]
-
-
-def see_each_other(*nodes: LanNode, seconds: float = 15.0) -> None:
-    """Wait until every node can send to every other one."""
-    names = {node.name for node in nodes}
-    for node in nodes:
-        wait_until(
-            lambda node=node: names <= {name for name, member in node.members().items() if member["routable"]},  # type: ignore[misc]
-            f"{node.name} to see {', '.join(sorted(names))}",
-            seconds=seconds,
-        )
 
 
 def reason(node: LanNode, other: str) -> str:
@@ -36,7 +25,7 @@ def test_three_hosts_find_each_other_and_one_streams_the_answer_of_another(lan: 
         model="demo", messages=STORY, max_tokens=20, stream=True
     ) as answer:
         assert answer.headers["x-meshnode-node"] == "alpha"
-        assert sum(b'"content"' in line for line in answer.iter_bytes()) > 5
+        assert sum('"content"' in line for line in answer.iter_lines()) > 5
 
     beta.stop()
     wait_until(lambda: gamma.members()["beta"]["state"] == "left", "the goodbye")
@@ -108,6 +97,25 @@ def test_a_pair_that_cannot_dial_at_all_is_not_routable_with_the_reason_and_the_
     assert hosts[1].address in said or (hosts[1].address6 and hosts[1].address6 in said)
     assert not alpha.members()["beta"]["routable"]
     assert any("beta is not routable" in line for line in alpha.status()["health"])
+
+
+def test_two_machines_whose_firewalls_let_nothing_in_know_of_each_other_and_say_what_to_do(lan: Lan, tmp_path: Path) -> None:
+    hosts = [lan.host(name) for name in ("alpha", "beta")]
+    hosts[0].block_incoming_from(hosts[1], 4850)
+    hosts[1].block_incoming_from(hosts[0], 4850)
+    alpha, beta = (LanNode(host, tmp_path) for host in hosts)
+    for node, other in ((alpha, beta), (beta, alpha)):
+        text = wait_until(
+            lambda node=node: said if "Alone" in (said := node.meshnode("status").stdout) else "",  # type: ignore[misc]
+            f"{node.name} to say that it is alone",
+        )
+
+        assert f"{other.host.address}:4850 for node {other.run['node_id'][:8]}: no answer within 3 s" in text
+        assert "none of this mesh" not in text
+        assert "does a firewall, there or here, let its mesh port through?" in text
+
+    hosts[0].unblock()
+    see_each_other(alpha, beta, seconds=40)
 
 
 def test_a_host_that_is_cut_off_is_missed_and_comes_back_by_itself(lan: Lan, tmp_path: Path) -> None:
