@@ -86,7 +86,7 @@ CATALOGUE: dict[str, Scenario] = {
             about="half of the hosts fall silent at once",
             duration=60.0,
             plan=after_joining(half_vanish),
-            bounds=Bounds(unroutable=4.0, down=10.0, urgent=None),
+            bounds=Bounds(unroutable=4.0, down=12.0, urgent=None),
             least=4,
         ),
         Scenario(

@@ -30,9 +30,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from wsproto import ConnectionType, WSConnection, events
 
-HELLO, PING, PONG, DELTA, LEAVE, DIGEST, VERSIONS, PULL = range(8)
+HELLO, PING, PONG, DELTA, LEAVE, DIGEST, VERSIONS, PULL, PROBE, FINDING, ACCUSE = range(11)
+ALIVE, DOWN, LEFT = range(3)
 OPEN, BODY, PROGRESS, CHUNK, END, ERROR, CANCEL, CREDIT = range(16, 24)
-KINDS = {*range(8), *range(16, 24), *range(64, 128)}  # those from 64 on are unknown, and may be ignored (14)
+KINDS = {*range(11), *range(16, 24), *range(64, 128)}  # those from 64 on are unknown, and may be ignored (14)
 
 
 class Closing(Exception):
@@ -100,14 +101,14 @@ class Record(NamedTuple):
     incarnation: int = 0
     version: int = 0
     entries: dict[str, tuple[int, bytes | None]] = {}  # noqa: RUF012 (never changed in place)
-    left: bool = False
+    standing: int = ALIVE
 
 
 def buckets_of(records: dict[bytes, Record]) -> list[int]:
     """The hashes of the 64 buckets and, last, the state hash."""
     buckets = [0] * 65
     for origin, record in records.items():
-        if record.version and not record.left:
+        if record.version and record.standing == ALIVE:
             numbers = struct.pack("<QIQ", record.epoch, record.incarnation, record.version)
             digest = hashlib.sha256(b"meshnode-record-v1" + origin + numbers).digest()
             for bucket in (origin[-1] % 64, 64):
@@ -117,7 +118,7 @@ def buckets_of(records: dict[bytes, Record]) -> list[int]:
 
 def applied(have: Record, delta: list[Any]) -> Record | None:
     """The account after a delta (6.3, 6.4); None where the delta begins beyond what is there."""
-    _, epoch, incarnation, start, end, entries, left, *_ = [*delta, False]
+    _, epoch, incarnation, start, end, entries, standing, *_ = [*delta, ALIVE]
     if start > end or any(not start < version <= end for _, version, *_ in entries):
         raise Closing(4400, "a delta with versions outside of its bounds")
     if epoch < have.epoch:
@@ -130,7 +131,9 @@ def applied(have: Record, delta: list[Any]) -> Record | None:
         ranks = [(version, value is not None, value or b"") for version, value, *_ in (after.get(key, (-1, None)), told)]
         if ranks[1] > ranks[0]:
             after[key] = told[0], told[1]
-    return Record(epoch, max(incarnation, base.incarnation), max(end, base.version), after, base.left or left)
+    told = (incarnation, standing)
+    latest, agreed = max(told, (base.incarnation, base.standing)) if base.standing < LEFT > standing else (0, LEFT)
+    return Record(epoch, max(latest, incarnation, base.incarnation), max(end, base.version), after, agreed)
 
 
 class Stranger:
@@ -194,14 +197,14 @@ class Stranger:
     def tell(self, origin: bytes, start: int) -> None:
         record = self.records[origin]
         entries = [[key, version, value] for key, (version, value) in record.entries.items() if version > start]
-        self.send(DELTA, [[origin, record.epoch, record.incarnation, start, record.version, entries, record.left]])
+        self.send(DELTA, [[origin, record.epoch, record.incarnation, start, record.version, entries, record.standing]])
 
     def receive(self, *frames: list[Any]) -> None:
+        self.heard = time.monotonic()
         for frame in frames:
             (self.gossip if frame[0] < OPEN else self.stream)(*frame)
 
-    def gossip(self, kind: int, first: Any, *fields: Any) -> None:
-        self.heard = time.monotonic()
+    def gossip(self, kind: int, first: Any, *fields: Any) -> None:  # noqa: PLR0912 - one arm a kind
         if kind == PING:
             want_pong, theirs, self.load, *_ = [*fields, []]
             if want_pong:
@@ -217,27 +220,41 @@ class Stranger:
             ours, theirs = buckets_of(self.records), struct.unpack(">64Q", first)
             bits = sum(1 << bucket for bucket in range(64) if ours[bucket] != theirs[bucket])
             known = {origin: each for origin, each in self.records.items() if bits >> origin[-1] % 64 & 1 and each.version}
-            rows = [[origin, *each[:3], each.left] for origin, each in known.items()]
+            rows = [[origin, *each[:3], each.standing] for origin, each in known.items()]
             if bits:  # all of a mesh fits into 16 KiB
                 self.send(VERSIONS, bits.to_bytes(8, "little"), rows)
         elif kind == PULL:
             for origin, epoch, start, *_ in first:
                 record = self.records.get(origin, Record(-1))
-                if (epoch, False, start) < (record.epoch, record.left, record.version):
+                if (epoch, ALIVE, start) < (record.epoch, record.standing, record.version):
                     self.tell(origin, start if epoch == record.epoch else 0)
-        elif kind != PONG:
+        elif kind == PROBE:
+            heard = "heard" if first == self.peer else "silent" if first in self.records else "unknown"
+            self.send(FINDING, first, heard)
+        elif kind == ACCUSE:
+            self.refute(first, *fields)
+        elif kind not in (PONG, FINDING):
             raise Closing(4400, f"kind {kind} was not due")
 
     def learn(self, origin: bytes, delta: list[Any]) -> None:
         have = self.records.get(origin, Record(0))
-        if origin == self.id or (have.left and delta[1] <= have.epoch):
+        if origin == self.id and delta[6:7] == [DOWN]:
+            self.refute(origin, delta[1], delta[2])
+        gone = delta[6:7] == [DOWN] and origin not in self.records
+        if origin == self.id or gone or (have.standing == LEFT and delta[1] <= have.epoch):
             return  # 6.5
         if (after := applied(have, delta)) is None:
             self.wants[origin] = [origin, have.epoch, have.version]
         else:
             self.records[origin] = after
-            if (name := after.entries.get("name", (0, None))[1]) and not after.left:
+            if (name := after.entries.get("name", (0, None))[1]) and after.standing != LEFT:
                 self.say("member", name=msgpack.unpackb(name), id=origin.hex())
+
+    def refute(self, target: bytes, epoch: int, incarnation: int, *_: Any) -> None:
+        own = self.records[self.id]
+        if (target, epoch) == (self.id, own.epoch) and own.incarnation <= incarnation < 65_535:  # 9.6
+            self.records[self.id] = own._replace(incarnation=incarnation + 1)
+            self.tell(self.id, own.version)
 
     def heartbeat(self) -> None:
         """Each second. PULL, not to be sent oftener than twice a second, goes with it, and so does a question that waits."""
