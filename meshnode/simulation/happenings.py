@@ -186,7 +186,7 @@ def spike(_nodes: int, _rng: random.Random) -> Happening:
     return [(0.0, Delay(latency_us=500_000, jitter_us=500_000)), (20.0, Delay(latency_us=200, jitter_us=300))]
 
 
-def chaos(nodes: int, rng: random.Random) -> Happening:
+def chaos(nodes: int, rng: random.Random, *, lost_epochs: bool = False) -> Happening:
     """Some of everything in a minute, each over by its end."""
     found: Happening = []
     for _ in range(rng.randrange(3, 9)):
@@ -199,7 +199,7 @@ def chaos(nodes: int, rng: random.Random) -> Happening:
             (Kill(host=host), Start(host=host)),
             (Unplug(host=host), Start(host=host)),
             (Leave(host=host), Start(host=host)),
-            (Kill(host=host), Start(host=host, lost_epoch=True)),
+            (Kill(host=host), Start(host=host, lost_epoch=lost_epochs)),
             (Pause(host=host), Resume(host=host)),
             (Block(ways=cut), Unblock(ways=cut)),
             (Block(ways=halves), Unblock(ways=halves)),
@@ -217,3 +217,8 @@ def chaos(nodes: int, rng: random.Random) -> Happening:
 
 def joined_only(nodes: int, rng: random.Random) -> list[Timed]:
     return joined(nodes, rng)
+
+
+def chaos_of_epochs(nodes: int, rng: random.Random) -> Happening:
+    """The same, and some come back with an epoch lower than before."""
+    return chaos(nodes, rng, lost_epochs=True)

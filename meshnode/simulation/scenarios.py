@@ -10,6 +10,7 @@ from meshnode.simulation.happenings import (
     bridge,
     changes,
     chaos,
+    chaos_of_epochs,
     copied,
     flip_flop,
     forgotten,
@@ -278,6 +279,13 @@ CATALOGUE: dict[str, Scenario] = {
             about="some of everything, chosen by the seed",
             duration=150.0,
             plan=after_joining(chaos),
+            bounds=Bounds(settle=40.0, transitions=None, urgent=None),
+        ),
+        Scenario(
+            name="chaos-lost-epochs",
+            about="the same, and some nodes come back with an epoch lower than before",
+            duration=150.0,
+            plan=after_joining(chaos_of_epochs),
             bounds=Bounds(settle=40.0, transitions=None, urgent=None),
         ),
     )

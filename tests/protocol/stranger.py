@@ -1,7 +1,5 @@
 """A node of another make: written from `protocol/SPEC.md` and the vectors alone, importing nothing of this program.
-
-It has one link, which it dials; it neither listens nor serves a model. It joins, keeps the records that it is told, may ask its
-peer for a model, and leaves. What happens is printed, one JSON line each. Numbers in comments are sections of the specification.
+It dials one link, keeps records, may ask its peer for a model, and leaves; events are JSON lines. Numbers: sections of SPEC.
 """
 
 import argparse
@@ -31,9 +29,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from wsproto import ConnectionType, WSConnection, events
 
 HELLO, PING, PONG, DELTA, LEAVE, DIGEST, VERSIONS, PULL, PROBE, FINDING, ACCUSE = range(11)
-ALIVE, DOWN, LEFT = range(3)
 OPEN, BODY, PROGRESS, CHUNK, END, ERROR, CANCEL, CREDIT = range(16, 24)
-KINDS = {*range(11), *range(16, 24), *range(64, 128)}  # those from 64 on are unknown, and may be ignored (14)
+(ALIVE, DOWN, LEFT), KINDS = (
+    range(3),
+    {*range(11), *range(16, 24), *range(64, 128)},
+)  # those from 64 on are unknown, and may be ignored (14)
 
 
 class Closing(Exception):
@@ -49,13 +49,11 @@ def ca_key_of(token: str) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(HKDF(SHA256(), 32, b"meshnode", b"mesh-ca-v1").derive(raw[:32]))
 
 
-def fingerprint(key: Ed25519PublicKey, size: int) -> bytes:
-    """A mesh id is 8 bytes of the CA's key, a node id 16 of the node's."""
+def fingerprint(key: Ed25519PublicKey, size: int) -> bytes:  # a mesh id is 8 bytes of the CA's key, a node id 16 of the node's
     return hashlib.sha256(key.public_bytes_raw()).digest()[:size]
 
 
-def certificate(ca: Ed25519PrivateKey, key: Ed25519PublicKey, serial: int) -> x509.Certificate:
-    """The CA's own if the key is the CA's, else a node's leaf."""
+def certificate(ca: Ed25519PrivateKey, key: Ed25519PublicKey, serial: int) -> x509.Certificate:  # the CA's, or a leaf
     issuer = subject = f"meshnode mesh {fingerprint(ca.public_key(), 8).hex()}"
     usage = x509.KeyUsage(False, False, False, False, False, True, False, False, False)
     extensions = {x509.BasicConstraints(True, 0): True, usage: True, x509.SubjectKeyIdentifier.from_public_key(key): False}
@@ -85,8 +83,7 @@ def tls_of(ca: Ed25519PrivateKey, key: Ed25519PrivateKey) -> ssl.SSLContext:
     return context
 
 
-def frames_in(message: bytes) -> list[list[Any]]:
-    """The frames of one message that this version knows. Fields are not checked here: a wrong one fails where it is used."""
+def frames_in(message: bytes) -> list[list[Any]]:  # those that this version knows; fields are not checked
     unpacker = msgpack.Unpacker(raw=False, strict_map_key=False, unicode_errors="surrogateescape")
     unpacker.feed(message)
     frames = [unpacker.unpack() for _ in iter(unpacker.tell, len(message))]
@@ -104,20 +101,17 @@ class Record(NamedTuple):
     standing: int = ALIVE
 
 
-def buckets_of(records: dict[bytes, Record]) -> list[int]:
-    """The hashes of the 64 buckets and, last, the state hash."""
+def buckets_of(records: dict[bytes, Record]) -> list[int]:  # the hashes of the 64 buckets and, last, the state hash
     buckets = [0] * 65
     for origin, record in records.items():
         if record.version and record.standing == ALIVE:
-            numbers = struct.pack("<QIQ", record.epoch, record.incarnation, record.version)
-            digest = hashlib.sha256(b"meshnode-record-v1" + origin + numbers).digest()
+            digest = hashlib.sha256(b"meshnode-record-v1" + origin + struct.pack("<QIQ", *record[:3])).digest()
             for bucket in (origin[-1] % 64, 64):
                 buckets[bucket] ^= int.from_bytes(digest[:8])
     return buckets
 
 
-def applied(have: Record, delta: list[Any]) -> Record | None:
-    """The account after a delta (6.3, 6.4); None where the delta begins beyond what is there."""
+def applied(have: Record, delta: list[Any]) -> Record | None:  # (6.3, 6.4); None: a gap
     _, epoch, incarnation, start, end, entries, standing, *_ = [*delta, ALIVE]
     if start > end or any(not start < version <= end for _, version, *_ in entries):
         raise Closing(4400, "a delta with versions outside of its bounds")
@@ -131,8 +125,9 @@ def applied(have: Record, delta: list[Any]) -> Record | None:
         ranks = [(version, value is not None, value or b"") for version, value, *_ in (after.get(key, (-1, None)), told)]
         if ranks[1] > ranks[0]:
             after[key] = told[0], told[1]
-    told = (incarnation, standing)
-    latest, agreed = max(told, (base.incarnation, base.standing)) if base.standing < LEFT > standing else (0, LEFT)
+    latest, agreed = (
+        max((incarnation, standing), (base.incarnation, base.standing)) if base.standing < LEFT > standing else (0, LEFT)
+    )
     return Record(epoch, max(latest, incarnation, base.incarnation), max(end, base.version), after, agreed)
 
 
@@ -151,8 +146,7 @@ class Stranger:
         self.web = WSConnection(ConnectionType.CLIENT)
         self.put(events.Request(host="mesh", target="/"))
 
-    def say(self, event: str, **facts: Any) -> None:
-        """All but a chunk of an answer is news only once."""
+    def say(self, event: str, **facts: Any) -> None:  # all but a chunk of an answer is news only once
         if (line := json.dumps({"event": event, **facts})) not in self.said or event == "chunk":
             self.said.add(line)
             print(line, flush=True)  # noqa: T201 (what a program is for)
@@ -163,8 +157,7 @@ class Stranger:
     def send(self, *frame: Any) -> None:
         self.put(events.BytesMessage(msgpack.packb(frame)))
 
-    def messages(self, seconds: float) -> Iterator[bytes]:
-        """What comes within so many seconds; the end of the program once the peer has closed."""
+    def messages(self, seconds: float) -> Iterator[bytes]:  # what comes; exits once the peer has closed
         self.socket.settimeout(seconds)
         with suppress(TimeoutError):
             self.web.receive_data(self.socket.recv(65_536) or None)
@@ -219,8 +212,7 @@ class Stranger:
         elif kind == DIGEST:
             ours, theirs = buckets_of(self.records), struct.unpack(">64Q", first)
             bits = sum(1 << bucket for bucket in range(64) if ours[bucket] != theirs[bucket])
-            known = {origin: each for origin, each in self.records.items() if bits >> origin[-1] % 64 & 1 and each.version}
-            rows = [[origin, *each[:3], each.standing] for origin, each in known.items()]
+            rows = [[node, *r[:3], r.standing] for node, r in self.records.items() if bits >> node[-1] % 64 & 1 and r.version]
             if bits:  # all of a mesh fits into 16 KiB
                 self.send(VERSIONS, bits.to_bytes(8, "little"), rows)
         elif kind == PULL:
@@ -229,19 +221,22 @@ class Stranger:
                 if (epoch, ALIVE, start) < (record.epoch, record.standing, record.version):
                     self.tell(origin, start if epoch == record.epoch else 0)
         elif kind == PROBE:
-            heard = "heard" if first == self.peer else "silent" if first in self.records else "unknown"
-            self.send(FINDING, first, heard)
+            self.send(FINDING, first, "heard" if first == self.peer else "silent" if first in self.records else "unknown")
         elif kind == ACCUSE:
-            self.refute(first, *fields)
+            own = self.records[self.id]
+            if (first, *fields[:2]) == (self.id, own.epoch, own.incarnation):  # 9.6
+                self.records[self.id] = own._replace(incarnation=own.incarnation + 1)
+                self.tell(self.id, own.version)
         elif kind not in (PONG, FINDING):
             raise Closing(4400, f"kind {kind} was not due")
 
     def learn(self, origin: bytes, delta: list[Any]) -> None:
         have = self.records.get(origin, Record(0))
-        if origin == self.id and delta[6:7] == [DOWN]:
-            self.refute(origin, delta[1], delta[2])
-        gone = delta[6:7] == [DOWN] and origin not in self.records
-        if origin == self.id or gone or (have.standing == LEFT and delta[1] <= have.epoch):
+        if (
+            origin == self.id
+            or (delta[6:7] == [DOWN] and origin not in self.records)
+            or (have.standing == LEFT and delta[1] <= have.epoch)
+        ):
             return  # 6.5
         if (after := applied(have, delta)) is None:
             self.wants[origin] = [origin, have.epoch, have.version]
@@ -250,14 +245,7 @@ class Stranger:
             if (name := after.entries.get("name", (0, None))[1]) and after.standing != LEFT:
                 self.say("member", name=msgpack.unpackb(name), id=origin.hex())
 
-    def refute(self, target: bytes, epoch: int, incarnation: int, *_: Any) -> None:
-        own = self.records[self.id]
-        if (target, epoch) == (self.id, own.epoch) and own.incarnation <= incarnation < 65_535:  # 9.6
-            self.records[self.id] = own._replace(incarnation=incarnation + 1)
-            self.tell(self.id, own.version)
-
-    def heartbeat(self) -> None:
-        """Each second. PULL, not to be sent oftener than twice a second, goes with it, and so does a question that waits."""
+    def heartbeat(self) -> None:  # each second; PULL and the question that waits go with it
         self.send(PING, self.sequence, self.sequence % 5 == 0, buckets_of(self.records)[64].to_bytes(8), [])
         self.sequence, self.beat = self.sequence + 1, time.monotonic() + 1
         if self.wants:
@@ -265,10 +253,9 @@ class Stranger:
             self.wants.clear()
         for name, digest in [(name, digest) for name, digest, state, *_ in self.load if (name, state) == (self.model, "ready")]:
             model = f"{name}#{digest.hex()[:8]}" if digest else name
-            asked = [{"role": "user", "content": "Hello!"}]
-            body = msgpack.packb({"id": self.id.hex(), "model": model, "messages": asked, "hops": 1})
-            self.send(OPEN, 1, len(body))
-            self.send(BODY, 1, body)
+            body = {"id": self.id.hex(), "model": model, "messages": [{"role": "user", "content": "Hello!"}], "hops": 1}
+            self.send(OPEN, 1, len(msgpack.packb(body)))
+            self.send(BODY, 1, msgpack.packb(body))
             self.model = None
 
     def stream(self, kind: int, number: int, *fields: Any) -> None:
@@ -280,13 +267,11 @@ class Stranger:
             if self.taken >= 32_768:  # half of the window (10.2)
                 self.send(CREDIT, number, self.taken)
                 self.taken = 0
-        elif kind == END:
-            self.say("end", tokens=fields[0][1][1])
-        elif kind == ERROR:
-            self.say("error", code=fields[0], message=fields[1])
+        elif kind in (END, ERROR):
+            facts = {"tokens": fields[0][1][1]} if kind == END else {"code": fields[0], "message": fields[1]}
+            self.say("end" if kind == END else "error", **facts)
 
-    def run(self, seconds: float) -> None:
-        """Take part for so long, or until SIGTERM; then leave."""
+    def run(self, seconds: float) -> None:  # take part for so long, or until SIGTERM; then leave
         until, stops = time.monotonic() + seconds, list[int]()
         signal.signal(signal.SIGTERM, lambda number, _: stops.append(number))
         try:
@@ -299,10 +284,8 @@ class Stranger:
                     self.heartbeat()
             self.send(LEAVE, self.epoch)
             raise Closing(1001, "it leaves")
-        except Closing as why:
-            self.put(events.CloseConnection(*why.args))
-        except (TypeError, ValueError, LookupError, AttributeError, struct.error, msgpack.UnpackException) as error:
-            self.put(events.CloseConnection(4400, repr(error)[:100]))
+        except (Closing, TypeError, ValueError, LookupError, AttributeError, struct.error, msgpack.UnpackException) as why:
+            self.put(events.CloseConnection(*(why.args if isinstance(why, Closing) else (4400, repr(why)[:100]))))
         for _ in range(20):  # a second at most for the other's close (3.3)
             list(self.messages(0.05))
 
