@@ -75,8 +75,8 @@ class Watcher:
         """Faults that touch all."""
         self._transitions = transitions
         self._routable: dict[int, set[NodeId]] = defaultdict(set)
-        self._buried: dict[int, set[Life]] = defaultdict(set)
-        """What each observer knows to be gone, of the lives that are."""
+        self._buried: dict[int, dict[Life, int]] = defaultdict(dict)
+        """What each observer knows to be gone, of the lives that are, and in which incarnation."""
         self._left: dict[int, set[Life]] = defaultdict(set)
         self._over: set[Life] = set()
         self._active: set[int] = set()
@@ -223,12 +223,14 @@ class Watcher:
             life, state = Life(member.id, member.epoch), member.state.value
             if member.routable and process.engine.link_of(member.id) is None:
                 self.fail(f"{process.name} would send to {member.name} without a link to it")
-            if life in self._over and state not in GONE and life in buried:
+            record = insight.record(process, member.id)
+            incarnation = record.incarnation if record else 0
+            if state not in GONE and incarnation <= buried.get(life, -1):
                 self.fail(f"{process.name} has {member.name} as {state} again, a life that it knew to be over")
             if life in left and state != "left":
                 self.fail(f"{process.name} has {member.name} as {state}, which had left")
             if state in GONE and life in self._over:
-                buried.add(life)
+                buried[life] = incarnation
             if state == "left":
                 left.add(life)
 
