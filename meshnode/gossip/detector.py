@@ -37,8 +37,8 @@ JITTER_S = 0.2
 RECHECK_S = 5.0
 SUSPICION_MIN_S = 6.4
 SUSPICION_MAX_S = 15.0
-"""Three seconds of silence, an answer, and 6.4 more: down within ten seconds. The last frame may be a second older than a stop, so
-with less a pause of eight seconds was called down."""
+"""Three seconds of silence, an answer, and 6.4 more: down within ten seconds. The last frame may be a second older than a stop:
+with less, a pause of eight seconds was called down."""
 ASK_EVERY_S = 1.0
 REFUSED_S = 0.5
 REFUSALS_ALONE, REFUSED_ALONE_S = 3, 0.6
