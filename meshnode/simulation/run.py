@@ -178,7 +178,8 @@ def _longest(times: Iterable[float | None]) -> float | None:
 def _unroutable(ending: Ending) -> float | None:
     """None if it was over before all noticed it: a short pause."""
     if ending.how in OVER:
-        late = [ending.unroutable.get(host, math.inf) - ending.at for host in ending.witnesses]
+        unaware = ending.replaced - ending.unroutable.keys()  # the next life took over before the silence was noticed
+        late = [ending.unroutable.get(host, math.inf) - ending.at for host in ending.witnesses - unaware]
     else:
         late = [at - ending.at for at in ending.unroutable.values()]
     return max(late) / SECOND if late else None
