@@ -46,9 +46,19 @@ def run(arguments: argparse.Namespace) -> int:
     _check_may_leave(data_dir, token, force=arguments.force)
     if token is not None:
         credentials.keep_token(data_dir, token)
-    if api.running(data_dir.path) is None:
+    if not _runs(data_dir):
         return _store(data_dir, host, as_json=arguments.json)
     return _join_now(data_dir.path, host, as_json=arguments.json)
+
+
+def _runs(data_dir: DataDir) -> bool:
+    """Whether a node runs there. One that is just starting has the lock before it can be asked, and has read the old token."""
+    end = time.monotonic() + WAIT_S
+    while api.running(data_dir.path) is None:
+        if not data_dir.is_locked() or time.monotonic() >= end:
+            return False
+        time.sleep(_POLL_S)
+    return True
 
 
 def _token(arguments: argparse.Namespace, data_dir: DataDir, *, optional: bool) -> "Token | None":

@@ -4,7 +4,7 @@ Theory of operation. A peer that we do not hear (its link is silent for three se
 alone: `view` sees to that. Here begins what concerns everybody:
 
     unheard --probe three others--> one hears it: our link is the trouble; ask again in 5 s
-                                --> none does: *suspect*; accuse it to everyone, and wait 5 to 15 s
+                                --> none does: *suspect*; accuse it to everyone, and wait 6 to 15 s
     suspect --it is heard, or refutes by a higher incarnation--> nothing was
             --the wait is over, and somebody else accuses too (in a mesh of four or more)--> *down*
     refused (its link broke and its host refuses a new one): two others find the same, half a second passes --> *down*
@@ -14,7 +14,7 @@ members (Lifeguard's formula, with a constant minimum: our news spreads in 0.1 s
 to ask, and our own evidence decides.
 
 What protects the innocent: any frame of it ends everything; three others have to be deaf as well; whoever hears it passes the
-accusation on, so that it can refute; while we suspect we ask somebody each second what he knows (`wants_news`); and who is slow
+accusation on, so that it can refute; while we suspect we ask somebody each second what he knows (`questions`); and who is slow
 himself waits longer (`lag`).
 
 Everything here is about one life of a node, (epoch, incarnation): a refutation or a new start makes it void.

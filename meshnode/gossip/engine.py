@@ -108,7 +108,6 @@ class Engine:
     ) -> None:
         self._me = node
         self._hello = Hello(PROTOCOL_MIN, PROTOCOL_MAX, mesh, node, name, version, epoch, instance, listen)
-        self._rng = rng
         self._known = Knowledge(me=node, epoch=epoch, now=now)
         self._peers: dict[NodeId, Peer] = {}
         self._links: dict[LinkId, Link] = {}
@@ -123,26 +122,22 @@ class Engine:
         self._detector = Detector(
             self._known, lag, rng, helpers=partial(helpers, self._peers), size=partial(size, self._known, self._peers)
         )
+        known, peers, links, dialler, detector = self._known, self._peers, self._links, self._dialler, self._detector
         self._roster = Roster(
-            known=self._known,
-            peers=self._peers,
-            dialler=self._dialler,
-            planner=self._planner,
-            detector=self._detector,
-            ourselves=self._self,
+            known=known, peers=peers, dialler=dialler, planner=self._planner, detector=detector, ourselves=self._self
         )
         self._notices = Notices(self._peers, self._roster)
         self._admission = Admission(self._known, self._peers, self._roster.outsiders, add=self._notices.add)
         self._exchange = Exchange(
-            known=self._known, peers=self._peers, links=self._links, roster=self._roster, notices=self._notices, lag=lag, rng=rng
+            known=known, peers=peers, links=links, roster=self._roster, notices=self._notices, lag=lag, rng=rng
         )
         self._hearing = Hearing(
-            known=self._known,
-            peers=self._peers,
-            links=self._links,
+            known=known,
+            peers=peers,
+            links=links,
             agenda=self._agenda,
-            dialler=self._dialler,
-            detector=self._detector,
+            dialler=dialler,
+            detector=detector,
             exchange=self._exchange,
             notices=self._notices,
             lag=lag,
@@ -218,8 +213,7 @@ class Engine:
         expected = self._dialler.expected(addr)
         self._dialler.failed(addr, printable(reason), now=now)
         for node in expected if refused else ():
-            if self._is_its_own(addr, node):
-                self._hearing.refused(node, now)
+            self._hearing.refused(node, addr, now)
         verifying = self._dialler.attempts.get(self._me)
         if verifying is not None and verifying.failures:
             self._dialler.forget(self._me)
@@ -339,9 +333,7 @@ class Engine:
     def contacts(self) -> dict[NodeId, tuple[str, ...]]:
         """Whom we could dial in a next life: everyone we were linked with in this one or remember from an earlier one, the latest
         last, with the address that worked first."""
-        met = sorted((peer.last_seen, node) for node, peer in self._peers.items() if peer.last_seen is not None)
-        found = {node: self._planner.addresses(node) for _, node in met}
-        return {node: addrs for node, addrs in (self._planner.remembered | found).items() if addrs}
+        return self._planner.contacts()
 
     def attempts(self) -> Iterable[Attempt]:
         """What is dialled or waits to be."""
@@ -351,8 +343,8 @@ class Engine:
         """When `tick` has something to do; infinity for never."""
         if self._leaving:
             return float("inf")
-        times = (self._planner.due, self._dialler.next_at(), self._known.next_burial())
-        return min(self._agenda.deadline(), self._detector.deadline(), *(time for time in times if time is not None))
+        others = (self._planner.due, self._dialler.next_at(), self._known.next_burial())
+        return min(self._agenda.deadline(), self._detector.deadline(), *(at for at in others if at is not None))
 
     def tick(self, *, now: float) -> None:
         """Do what has become due; afterwards `next_deadline` is later than `now`."""
@@ -367,12 +359,6 @@ class Engine:
             self._notices.add(dial)
 
     # How it is done
-
-    def _is_its_own(self, addr: str, node: NodeId) -> bool:
-        """Whether `node` was there before, or says so itself: what only others say of addresses is no evidence."""
-        belief = self._known.beliefs.get(node)
-        said = view.addresses(belief.record, Peer()) if belief and belief.direct else ()
-        return addr in said or self._dialler.proven(addr) == node
 
     def _handle(self, source: Link, peer: Peer, message: Gossip, now: float) -> None:
         match message:

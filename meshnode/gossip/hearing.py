@@ -69,10 +69,10 @@ class Hearing:
         """The last link to `node` is gone."""
         self._detector.unheard(node, at=now + ASK_AFTER_S)
 
-    def refused(self, node: NodeId, now: float) -> None:
-        """The host of `node` refuses a connection. In a mesh of two there is nobody else to ask: but its host again."""
+    def refused(self, node: NodeId, addr: str, now: float) -> None:
+        """`addr`, where we looked for `node`, refuses connections. In a mesh of two there is nobody to ask but the host again."""
         peer = self._peers.get(node)
-        if peer is not None and not peer.links and peer.lost_at is not None:
+        if peer is not None and not peer.links and peer.lost_at is not None and self._is_its_own(addr, node):
             times = self._detector.refused(node, now)
             if times and size(self._known, self._peers) <= 2:
                 self._dialler.again(node, now + REDIAL_AGAIN_S)
@@ -105,6 +105,12 @@ class Hearing:
             if self._known.mark_down(node, now=now):
                 self._exchange.changed(node, None, now)
         self._deliver(now)
+
+    def _is_its_own(self, addr: str, node: NodeId) -> bool:
+        """Whether `node` was there before, or says so itself: what only others say of addresses is no evidence."""
+        belief = self._known.beliefs.get(node)
+        said = view.addresses(belief.record, Peer()) if belief and belief.direct else ()
+        return addr in said or self._dialler.proven(addr) == node
 
     def _listen(self, link: Link, now: float) -> None:
         """Notice a silence."""

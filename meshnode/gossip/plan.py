@@ -38,7 +38,7 @@ class Planner:
         now: float,
     ) -> None:
         self.due: float | None = now
-        self.remembered = {node: addrs for node, addrs in remembered.items() if node != known.me}
+        self._remembered = {node: addrs for node, addrs in remembered.items() if node != known.me}
         self._known = known
         self._peers = peers
         self._dialler = dialler
@@ -111,13 +111,19 @@ class Planner:
         """Where to dial `node`: what led there before, then the nearest; each source keeps its order, the best first."""
         record = self._known.record(node)
         said = view.addresses(record, self._peers.get(node, Peer())) if record else ()
-        every = dict.fromkeys((*said, *self._announced.get(node, ()), *self.remembered.get(node, ())))
+        every = dict.fromkeys((*said, *self._announced.get(node, ()), *self._remembered.get(node, ())))
         usable = (addr for addr in every if dialable(addr, self._listen))
         return tuple(sorted(usable, key=lambda addr: (self._dialler.proven(addr) != node, distance(addr, self._networks))))
 
+    def contacts(self) -> dict[NodeId, tuple[str, ...]]:
+        """Everyone who was linked in this life or is remembered from an earlier one, the latest last."""
+        met = sorted((peer.last_seen, node) for node, peer in self._peers.items() if peer.last_seen is not None)
+        found = {node: self.addresses(node) for _, node in met}
+        return {node: addrs for node, addrs in (self._remembered | found).items() if addrs}
+
     def _by_preference(self) -> list[NodeId]:
         """Whoever may be there: linked ones first, then members by how long they are known, then those only hinted at."""
-        hinted = [node for node in (*self._announced, *self.remembered) if node not in self._known.beliefs]
+        hinted = [node for node in (*self._announced, *self._remembered) if node not in self._known.beliefs]
         here = [node for node, belief in self._known.beliefs.items() if not belief.record.left]
         found = dict.fromkeys((*sorted(here, key=lambda node: not self._is_linked(node)), *hinted))
         return [node for node in found if node != self._known.me]

@@ -64,7 +64,7 @@ class Discovery:
 
     `on_found` is called with every announcement, again when one is repeated (at most every 5 s, and some hundred times a second
     in all). One of our own id is passed on as well if it has addresses that are not ours: a copy of this node is about. Which
-    address is best is not said: `interfaces.nearest` knows. `on_gone` is called when a node that was found says goodbye, or
+    address is best is not said: the dialler knows. `on_gone` is called when a node that was found says goodbye, or
     anybody in its name. Both run in trio's loop and must not block.
     """
 

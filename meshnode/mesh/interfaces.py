@@ -13,12 +13,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_interface
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface
 
 import ifaddr
-
-from meshnode.address import parse
-from meshnode.errors import ConfigurationError
 
 MAX_TOLD = 8
 """A dialler tries them in turn, each for seconds; more than this many LANs are not on one machine."""
@@ -95,20 +92,6 @@ def listening(hosts: Iterable[str], interfaces: Sequence[Interface]) -> tuple[In
 def subnets(interfaces: Sequence[Interface]) -> tuple[IPv4Network | IPv6Network, ...]:
     """The networks on which other machines may be our neighbours."""
     return tuple(network.network for interface in interfaces if _is_lan(interface) for network in interface.networks)
-
-
-def nearest(addrs: Sequence[str], interfaces: Sequence[Interface]) -> tuple[str, ...]:
-    """`addrs` (HOST:PORT), those in a subnet of ours first, otherwise in the order given."""
-    subnets = [network.network for interface in interfaces if _is_lan(interface) for network in interface.networks]
-
-    def is_far(addr: str) -> bool:
-        try:
-            ip = ip_address(parse(addr, flag="address").host.partition("%")[0])
-        except (ConfigurationError, ValueError):
-            return True
-        return not any(ip in subnet for subnet in subnets)
-
-    return tuple(sorted(addrs, key=is_far))
 
 
 def _useful(interfaces: Sequence[Interface]) -> Iterator[tuple[Interface, Network]]:

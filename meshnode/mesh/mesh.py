@@ -17,7 +17,7 @@ from typing import assert_never
 
 import trio
 
-from meshnode.address import parse
+from meshnode.address import Address, parse
 from meshnode.backend import Backend
 from meshnode.errors import ConfigurationError, LinkLost, PeerError
 from meshnode.gossip.dialling import Attempt, Network
@@ -145,7 +145,8 @@ class Mesh:
         """Others reach us at `listen` now, we are directly on `networks`, and have the addresses `local`. A link over an address
         that is gone would be silent for ten seconds before anyone noticed."""
         for session in list(self._sessions.values()):
-            if session.local.partition("%")[0] not in local:
+            host = session.local.partition("%")[0]
+            if local and host not in local and not Address(host, 0).is_loopback:
                 session.end(NORMAL, f"this machine has no address {session.local} any more")
         self._engine.move(listen, networks, now=trio.current_time())
         self._touch()

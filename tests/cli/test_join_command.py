@@ -129,3 +129,27 @@ def test_json_says_which_mesh_it_is_and_that_nothing_runs(
 
     assert join(path, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"mesh": mesh_id_of(token).hex(), "running": False, "linked": []}
+
+
+def test_a_node_that_is_just_starting_is_waited_for(path: Path, token: Token, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has read the token that was there, so to be told to start it would be wrong."""
+    data_dir = DataDir.open(path)
+    credentials.keep_new_token(data_dir)
+    data_dir.lock()
+    looks: list[Path] = []
+    asked: list[object] = []
+
+    def running(directory: Path) -> object:
+        looks.append(directory)
+        return "a run file" if len(looks) > 2 else None
+
+    def join_now(*given: object, **_: object) -> int:
+        asked.append(given)
+        return 0
+
+    monkeypatch.setattr("meshnode.cli.api.running", running)
+    monkeypatch.setattr("meshnode.cli.join._join_now", join_now)
+    typed(monkeypatch, token.text())
+
+    assert join(path, "10.0.0.7") == 0
+    assert asked == [(path, "10.0.0.7:4850")]

@@ -2,7 +2,7 @@
 
 from ipaddress import ip_interface
 
-from meshnode.mesh.interfaces import MAX_TOLD, Interface, link_local, listening, nearest, scan, told
+from meshnode.mesh.interfaces import MAX_TOLD, Interface, link_local, listening, scan, told
 
 
 def interface(name: str, *addresses: str, index: int = 2, default: bool = False) -> Interface:
@@ -68,22 +68,6 @@ def test_discovery_listens_where_the_announced_addresses_are() -> None:
 
 def test_discovery_listens_on_every_lan_when_the_announced_address_is_somebody_elses() -> None:
     assert listening(["203.0.113.9"], (LOOPBACK, LAN, DOCKER)) == (LAN,)
-
-
-def test_a_dialler_tries_addresses_of_its_own_subnets_first_and_keeps_the_order_otherwise() -> None:
-    addrs = (
-        "10.0.0.9:4850",
-        "box.example:1",
-        "[fd00::9]:4850",
-        "192.168.1.9:4850",
-        "172.17.0.5:1",
-        "[fe80::9%2]:4850",
-        "bad",
-    )
-
-    assert nearest(addrs, (LOOPBACK, LAN, DOCKER)) == (
-        "[fd00::9]:4850", "192.168.1.9:4850", "[fe80::9%2]:4850", "10.0.0.9:4850", "box.example:1", "172.17.0.5:1", "bad",
-    )  # fmt: skip
 
 
 def test_this_machine_has_a_loopback_interface() -> None:
