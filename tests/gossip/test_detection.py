@@ -8,7 +8,7 @@ from gossip.small_lan import ANY_HASH, Lan, Node, make_engine, node_id
 
 from meshnode.errors import PeerError
 from meshnode.gossip.detector import RECHECK_S, SUSPICION_MAX_S, SUSPICION_MIN_S, Detector
-from meshnode.gossip.effects import LinkId
+from meshnode.gossip.effects import Dial, LinkId
 from meshnode.gossip.engine import Engine
 from meshnode.gossip.knowledge import Knowledge
 from meshnode.gossip.lag import MAX_SCORE, Lag
@@ -369,6 +369,51 @@ def test_that_a_node_which_we_hear_is_down_is_not_believed_and_is_passed_on_to_i
 
     assert Accuse(node_id(4), 1, 0) in pulled(engine, LinkId(2), 1.0)
     assert all(member.state is State.ALIVE for member in engine.members(now=1.0))
+
+
+def test_what_was_said_of_a_node_while_it_was_heard_is_no_verdict_when_its_link_breaks(engine: Engine) -> None:
+    engine.receive(LinkId(1), Delta((RecordDelta(node_id(4), 1, 0, 1, 1, (), Standing.DOWN),)), now=1.0)
+    engine.link_down(LinkId(2), "connection reset", now=1.1)
+
+    (gone,) = [member for member in engine.members(now=1.1) if member.id == node_id(4)]
+    assert (gone.state, gone.routable) == (State.ALIVE, False)
+
+
+def test_who_was_called_down_in_its_silence_learns_it_with_its_first_frame(engine: Engine) -> None:
+    """Its link is still there, so no greeting of a new link tells it."""
+    for tenth in range(1, 32):
+        engine.heard(LinkId(1), now=tenth / 10)
+        engine.tick(now=tenth / 10)
+    engine.receive(LinkId(1), Delta((RecordDelta(node_id(4), 1, 0, 1, 1, (), Standing.DOWN),)), now=3.2)
+    assert [member.state for member in engine.members(now=3.2) if member.id == node_id(4)] == [State.DOWN]
+    pulled(engine, LinkId(2), 3.2)
+
+    engine.receive(LinkId(2), Ping(1, False, ANY_HASH), now=5.0)
+    assert Accuse(node_id(4), 1, 0) in pulled(engine, LinkId(2), 5.0)
+
+
+def test_what_is_passed_on_does_not_make_us_the_one_who_accuses_too_often(engine: Engine) -> None:
+    passed = []
+    for now in (1.0, 1.1, 1.15, 1.3):
+        engine.receive(LinkId(1), Accuse(node_id(4), 1, 0), now=now)
+        passed.append(Accuse(node_id(4), 1, 0) in pulled(engine, LinkId(2), now))
+
+    assert passed == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("announced", "proof"), [("10.0.0.99:1", False), ("10.0.0.4:1", True)])
+def test_a_closed_port_where_others_say_that_a_node_is_proves_nothing(engine: Engine, announced: str, proof: bool) -> None:
+    """The address at which it was linked does; what anybody announces by mDNS does not."""
+    engine.link_down(LinkId(2), "connection reset", now=1.0)
+    engine.discovered(node_id(4), (announced,), now=1.0)
+    for tenth in range(10, 18):
+        engine.tick(now=tenth / 10)
+        for effect in engine.effects():
+            if isinstance(effect, Dial):
+                engine.dial_failed(effect.addr, "failed", refused=effect.addr == announced, now=tenth / 10)
+    engine.heard(LinkId(1), now=1.7)
+
+    assert (Accuse(node_id(4), 1, 0, True) in pulled(engine, LinkId(1), 1.8)) == proof
 
 
 @pytest.mark.parametrize("as_delta", [True, False])

@@ -80,6 +80,7 @@ def test_announcements_without_end_cost_bounded_memory() -> None:
         engine.discovered(node_id(number), (f"10.1.{number // 250}.{number % 250}:1",), now=0.0)
     ticked(engine, 0.0)
 
+    assert len(engine._planner._announced) == MAX_ANNOUNCED
     assert len(list(engine.attempts())) <= MAX_ANNOUNCED
 
 
