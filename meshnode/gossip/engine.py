@@ -287,7 +287,7 @@ class Engine:
 
     def drain(self, draining: bool, *, now: float) -> None:
         """Whether we take nothing new. Others route nothing to us from when they hear it."""
-        self.advertise(view.DRAINING, b"" if draining else None, now=now)
+        self.advertise(view.DRAINING, view.NIL if draining else None, now=now)
 
     def forget(self, node: NodeId, *, now: float) -> bool:
         """An operator says that `node`, which is not linked, is gone for good: it counts as left, everywhere. False if it did."""

@@ -16,7 +16,8 @@ VERSION = "version"
 ADDR = "addr"
 MEMORY = "memory"
 DRAINING = "draining"
-"""There while the node finishes what it has and takes nothing new; its value is empty."""
+"""There while the node finishes what it has and takes nothing new; its value is NIL."""
+NIL = b"\xc0"
 MODEL = "model/"
 MAX_ADDRS = 16
 _MAX_MEMORY = 2**50
