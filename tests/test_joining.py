@@ -138,7 +138,8 @@ def test_a_node_of_another_protocol_version_is_shown_and_not_hidden(start: Start
         assert not member["routable"]
         assert member["reason"] == "speaks protocol 2 to 3, this node 1 to 1: no version in common"
         assert any(line.startswith("newer is not routable: speaks protocol 2 to 3") for line in here.status()["health"])
-        assert "speaks protocol 1 to 1, this node 2 to 3" in wait_until((tmp_path / "newer.log").read_text, "its log")
+        said = "speaks protocol 1 to 1, this node 2 to 3"
+        wait_until(lambda: said in (tmp_path / "newer.log").read_text(), "the newer node to say why, too")
     finally:
         newer.kill()
         newer.wait()
