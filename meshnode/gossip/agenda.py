@@ -2,6 +2,8 @@
 
 A node of 64 hears and says hundreds of things a second, and each may ask when the next deadline is. So a link notes that it has
 changed, and only what changed is looked at again. Deadlines are in a heap; an entry counts while it is its link's newest.
+
+The heartbeats of all links go out together, a node waking once for them and not once for each.
 """
 
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from typing import Protocol
 
 from meshnode.gossip.effects import LinkId
 
+HEARTBEAT_S = 1.0
+"""One second of load at most is unknown to a router; 110 bytes and 67 us of processor at each end. Below 0.5 s CPU dominates."""
 SLACK = 1024
 """So many outdated entries the heap may have, besides as many as there are links."""
 
@@ -38,6 +42,13 @@ class Agenda:
         self._ready: dict[LinkId, None] = {}
         self._at: dict[LinkId, float] = {}
         self._heap: list[tuple[float, LinkId]] = []
+        self._beat = 0.0
+
+    def next_beat(self, now: float) -> float:
+        """When a link that says its heartbeat now says the next: with the others, half of a period to a whole one from now."""
+        if not now + HEARTBEAT_S / 2 < self._beat <= now + HEARTBEAT_S:
+            self._beat = now + HEARTBEAT_S
+        return self._beat
 
     def changed(self, item: Item) -> None:
         """Look at it again before the next answer."""

@@ -30,8 +30,6 @@ from meshnode.wire.messages import (
     RecordDelta,
 )
 
-HEARTBEAT_S = 1.0
-"""One second of load at most is unknown to a router; 110 bytes and 67 us of processor at each end. Below 0.5 s CPU dominates."""
 PONG_EVERY = 5
 MIN_HEARTBEAT_GAP_S = 0.1
 """Between heartbeats that a change of load brings forward."""
@@ -155,7 +153,7 @@ class Link:
     def advance(self, now: float) -> None:
         """Set the flags that are due."""
         if self.next_ping <= now:
-            self._ping, self.next_ping = True, now + HEARTBEAT_S
+            self._ping, self.next_ping = True, self.agenda.next_beat(now)
         if self._delta_at is not None and self._delta_at <= now:
             self._delta, self._delta_at = True, None
         self.repair.advance(now)

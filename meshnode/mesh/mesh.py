@@ -1,8 +1,8 @@
 """The shell around the gossip engine: it owns the links, performs the engine's effects and tells it what happened.
 
 The engine decides, and does nothing by itself. Whoever calls it here calls `_touch` afterwards, which performs its effects at
-once and wakes the writers that have something to pull. The pump ticks it whenever its next deadline has come; between two rounds
-it rests a moment, so that a burst of news costs one round.
+once and wakes the writers that have something to pull. The pump ticks it whenever its next deadline has come, and is woken only
+for an earlier one; between two rounds it rests a moment, so that a burst of news costs one round.
 
 Every connection runs behind a barrier of its own: whatever a peer does, or a bug that it finds, ends its link and is logged, and
 the node goes on (design D3).
@@ -102,7 +102,9 @@ class Mesh:
         self._gate = Gate()
         self._refusals = Refusals()
         self._dialling = trio.CapacityLimiter(MAX_DIALS)
-        self._touched = trio.Event()
+        self._pump_at = float("-inf")
+        """When the pump goes on by itself; before every deadline while it is about to look at them anyway."""
+        self._hastened = trio.Event()
         self._leaving = False
         self._load: Loads = ()
         self._members_changed = False
@@ -225,7 +227,8 @@ class Mesh:
 
     def _touch(self) -> None:
         """Something happened to the engine."""
-        self._touched.set()
+        if self._engine.next_deadline() < self._pump_at:
+            self._hastened.set()
         for link in self._engine.ready():
             if session := self._sessions.get(link):
                 session.lanes.wake()
@@ -264,11 +267,13 @@ class Mesh:
 
     async def _pump(self) -> None:
         while True:
-            with trio.move_on_at(self._engine.next_deadline()):
-                await self._touched.wait()
+            self._hastened = trio.Event()
+            self._pump_at = self._engine.next_deadline()
+            with trio.move_on_at(self._pump_at):
+                await self._hastened.wait()
+            self._pump_at = float("-inf")
             self._engine.tick(now=trio.current_time())
             self._touch()
-            self._touched = trio.Event()  # after our own touch, which must not wake us again
             await trio.sleep(_REST_S)
 
     async def _accept(self, stream: trio.SocketStream) -> None:
