@@ -3,9 +3,11 @@
 A node of 64 hears and says hundreds of things a second, and each may ask when the next deadline is. So a link notes that it has
 changed, and only what changed is looked at again. Deadlines are in a heap; an entry counts while it is its link's newest.
 
-The heartbeats of all links go out together, a node waking once for them and not once for each.
+The heartbeats of all links go out together, so that a node wakes once for them and not once for each; those of different nodes do
+not, for each draws when its first is.
 """
 
+import random
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import Protocol
@@ -37,17 +39,22 @@ class Item(Protocol):
 class Agenda:
     """Of the links of one node."""
 
-    def __init__(self) -> None:
+    def __init__(self, rng: random.Random) -> None:
         self._changed: dict[LinkId, Item] = {}
         self._ready: dict[LinkId, None] = {}
         self._at: dict[LinkId, float] = {}
         self._heap: list[tuple[float, LinkId]] = []
         self._beat = 0.0
+        self._first_s = HEARTBEAT_S * (1 - rng.random() / 2)
+
+    def restart_beat(self, at: float) -> None:
+        """All links say a heartbeat at `at`, out of turn."""
+        self._beat = at + HEARTBEAT_S
 
     def next_beat(self, now: float) -> float:
         """When a link that says its heartbeat now says the next: with the others, half of a period to a whole one from now."""
         if not now + HEARTBEAT_S / 2 < self._beat <= now + HEARTBEAT_S:
-            self._beat = now + HEARTBEAT_S
+            self._beat = now + (HEARTBEAT_S if self._beat else self._first_s)
         return self._beat
 
     def changed(self, item: Item) -> None:

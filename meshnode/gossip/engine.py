@@ -111,7 +111,7 @@ class Engine:
         self._known = Knowledge(me=node, epoch=epoch, now=now)
         self._peers: dict[NodeId, Peer] = {}
         self._links: dict[LinkId, Link] = {}
-        self._agenda = Agenda()
+        self._agenda = Agenda(rng)
         self._dialler = Dialler(rng)
         self._self = Peer(last_seen=None)
         self._leaving = False

@@ -189,6 +189,7 @@ class Link:
         """Our load is `load` now: bring the heartbeat forward if the peer should know at once."""
         if is_large_change(self._load_sent, load):
             self.next_ping = min(self.next_ping, max(now, self._last_ping + MIN_HEARTBEAT_GAP_S))
+            self.agenda.restart_beat(self.next_ping)
             self.agenda.changed(self)
 
     def say(self, frame: Urgent) -> None:

@@ -197,7 +197,7 @@ def test_a_killed_node_is_not_routable_at_once_and_then_down_with_reason_and_age
 def test_a_node_without_power_is_not_routable_after_three_seconds_of_silence_and_closed_after_ten() -> None:
     lan, nodes = mesh(2)
     lan.stop(nodes[1], reset=False)
-    lan.run(2.5)
+    lan.run(3.1)
     silent = lan.members(nodes[0])["n02"]
     lan.run(8.0)
     closed = lan.members(nodes[0])["n02"]

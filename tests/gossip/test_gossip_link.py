@@ -26,7 +26,7 @@ def make_link(number: int, *, dialled: bool, peer: int = 2, epoch: int = 1) -> L
         probes=Bucket(1, 1, now=0.0),
         accusations=Bucket(1, 1, now=0.0),
         repair=Repair(now=0.0),
-        agenda=Agenda(),
+        agenda=Agenda(random.Random(1)),
         up_at=0.0,
     )
 
