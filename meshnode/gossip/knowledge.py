@@ -188,6 +188,8 @@ class Knowledge:
         self.beliefs[node].direct = False
 
     def next_burial(self) -> float | None:
+        if not self.left and not self.down:
+            return None
         left = next((at + LEFT_SHOWN_S for at in self.left.values()), None)
         down = next((at + DOWN_SHOWN_S for at in self.down.values()), None)
         return min((at for at in (left, down) if at is not None), default=None)

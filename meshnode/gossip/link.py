@@ -231,7 +231,7 @@ class Link:
     def next_frame(self, known: Knowledge, load: tuple[ModelState, ...], now: float, room: int) -> bytes | None:
         """The most urgent frame: LEAVE, PONG, what concerns others' lives, PING, DELTA, then what repairs. None when there is
         nothing, or `room` bytes are too few for it."""
-        if self.closing:
+        if not self.ready:
             return None
         self.agenda.changed(self)
         if self._leave is not None:
