@@ -60,6 +60,8 @@ class Case:
     asked: dict[NodeId, Found | None] = field(default_factory=dict)
     """Whom we probed last, and what he found."""
     probing_until: float | None = None
+    asked_at: float = 0.0
+    """When we asked others last. The wait counts from then: lost packets may hold up their answers, and not the verdict."""
     accused_at: float | None = None
     """Since when we accuse it ourselves."""
     ask_at: float = math.inf
@@ -227,7 +229,7 @@ class Detector:
             self._conclude(node, case, now)
         elif case.accused_at is None:
             self._probe(node, case, now)
-        elif now >= case.accused_at + self._wait(case):
+        elif now >= self._verdict_at(case):
             self._rest(case, now)  # alone with it: perhaps it is we who are cut off
         self._plan(case, now)
         return False
@@ -237,7 +239,7 @@ class Detector:
         if case.probing_until is not None:
             case.act_at = now if case.is_answered else case.probing_until
         elif case.accused_at is not None:
-            case.act_at = max(now, case.accused_at + self._wait(case))
+            case.act_at = max(now, self._verdict_at(case))
         if case.refused_at is not None:
             hard_at = case.refused_at + REFUSED_S * self._lag.factor
             case.act_at = min(case.act_at, hard_at) if now < hard_at else now if self._is_proven(case, now) else case.act_at
@@ -245,7 +247,7 @@ class Detector:
     def _probe(self, node: NodeId, case: Case, now: float) -> None:
         helpers = self._helpers(node)
         chosen = self._rng.sample(helpers, min(PROBES, len(helpers)))
-        case.asked = dict.fromkeys(chosen)
+        case.asked, case.asked_at = dict.fromkeys(chosen), now
         case.probing_until = now + (PROBE_S * self._lag.factor + self._rng.uniform(0, JITTER_S) if chosen else 0.0)
         self.outbox += [(helper, node) for helper in chosen]
 
@@ -286,14 +288,14 @@ class Detector:
         """The soft evidence: nobody heard it for long enough."""
         if case.accused_at is None or case.probing_until is not None or case.is_heard_elsewhere:
             return False
-        if now < case.accused_at + self._wait(case):
+        if now < self._verdict_at(case):
             return False
         return bool(case.accusers) or self._size() < 4
 
-    def _wait(self, case: Case) -> float:
+    def _verdict_at(self, case: Case) -> float:
         most = min(PROBES, self._size() - 2)
         share = math.log(min(len(case.accusers), most) + 1) / math.log(most + 1) if most > 0 else 1.0
-        return (SUSPICION_MAX_S - (SUSPICION_MAX_S - SUSPICION_MIN_S) * share) * self._lag.factor
+        return case.asked_at + (SUSPICION_MAX_S - (SUSPICION_MAX_S - SUSPICION_MIN_S) * share) * self._lag.factor
 
 
 def _words(case: Case) -> str:
