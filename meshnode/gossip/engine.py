@@ -183,6 +183,7 @@ class Engine:
             self._notices.close(other, DUPLICATE, why)
         if changed and not new:
             peer.load = ()
+            self._exchange.forget(node)
         if new:
             self._notices.notify("joined", node, f"{hello.name} (meshnode {hello.version}), linked at {addr}")
         self._hearing.met(up, now)
@@ -392,8 +393,7 @@ class Engine:
         for link in self._peers.pop(node, Peer()).links:
             del self._links[link.id]
             self._agenda.drop(link.id)
-        for other in self._links.values():
-            other.correct(node, None)
+        self._exchange.forget(node)
         self._detector.forget(node)
         self._roster.forget(node)
         self._dialler.forget(node)

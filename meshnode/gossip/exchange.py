@@ -91,6 +91,11 @@ class Exchange:
         relay_at = now + RELAY_S + self._rng.uniform(0, RELAY_JITTER_S)
         self._spread(node, source, at=relay_at if source else now, now=now)
 
+    def forget(self, node: NodeId) -> None:
+        """Our record of `node` ended, or begins anew: what others have of the old one says nothing of what they lack now."""
+        for link in self._links.values():
+            link.correct(node, None)
+
     def learn(self, source: Link, delta: RecordDelta, now: float) -> bool:
         """Take in what `source` says of one record; whether that changed it. Raises PeerError when it may not say that."""
         if delta.origin == self._known.me:
@@ -159,7 +164,8 @@ class Exchange:
             if not source.accusations.take(1, now=now):
                 raise limits.breach("accusations too often")
             self.pass_on(link, Accuse(delta.origin, delta.epoch, delta.incarnation), now)
-        return self._known.hearsay(delta, teller=source.peer, speaking=speaking, now=now)
+        denied = link is not None and delta.epoch != link.hello.epoch  # if the silence ends, nobody would say that again
+        return self._known.hearsay(delta, teller=source.peer, speaking=speaking or denied, now=now)
 
     def _is_linked(self, node: NodeId) -> bool:
         peer = self._peers.get(node)

@@ -2,12 +2,15 @@
 
 Records are not signed. Instead: while we hear X on a link of its own, only X speaks for X. What others say of X then is kept
 aside (`heard`, only while it is ahead of X's own word) and comes into force if the link is lost, so that a leave that X could not
-tell us any more is not missed. Without a link to X, or while it is silent, hearsay is joined into X's record; the first delta of
-a new link to X replaces what came by hearsay.
+tell us any more is not missed. Without a link to X, or while it is silent, hearsay is joined into X's record (but which life X
+lives is for its link to say, silent or not); the first delta of a new link to X replaces what came by hearsay.
 
 A node that left is remembered for an hour, so that `status` can say so, one that is down for a day; and then its id and epoch for
 as long as there is room, so that slower nodes do not bring it back. Of a node that is gone nobody is told who never met it: it
 would be passed on from newcomer to newcomer for ever.
+
+Epochs rise, but for a node that lost its data and whose clock is late. Whoever meets it believes its link, and takes the life of
+the higher epoch for over: nodes that it has not met yet still tell of that one, and by the order of stamps they would win.
 """
 
 from collections import OrderedDict
@@ -90,8 +93,10 @@ class Knowledge:
 
     def meet(self, node: NodeId, epoch: int) -> bool:
         """A link to `node` is up, which lives in `epoch`. Another epoch's record ends here, whatever anyone said."""
-        self._graveyard.pop(node, None)
         belief = self.beliefs.get(node)
+        over = max(self._graveyard.pop(node, -1), belief.record.epoch if belief else -1)
+        if over > epoch:
+            self._inter(node, over)
         if belief is None:
             if len(self.beliefs) >= 2 * limits.MAX_RECORDS:  # hearsay fills half: who is really there has room
                 raise limits.breach(f"more than {2 * limits.MAX_RECORDS} records")
@@ -120,7 +125,7 @@ class Knowledge:
         return changed
 
     def hearsay(self, delta: RecordDelta, *, teller: NodeId, speaking: bool, now: float) -> bool:
-        """What `teller` says of another, which is `speaking` for itself on a link or not. Raises PeerError when it may not.
+        """What `teller` says of another; `speaking`: what that one says for itself counts more. Raises PeerError when it may not.
 
         What is not to be believed is ignored: the teller may be as honest as we are.
         """
@@ -179,8 +184,9 @@ class Knowledge:
         )
 
     def is_buried(self, node: NodeId, epoch: int) -> bool:
-        """Whether that life of `node` is over and forgotten here."""
-        return epoch <= self._graveyard.get(node, -1)
+        """Whether that life of `node` is over here. The one that we hold a record of is not, though it be of a lower epoch."""
+        record = self.record(node)
+        return (record.epoch if record else -1) < epoch <= self._graveyard.get(node, -1)
 
     def forget(self, node: NodeId, *, now: float) -> None:
         """An operator says that it is gone for good. Should it be there after all, it is welcome."""

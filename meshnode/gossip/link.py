@@ -181,9 +181,10 @@ class Link:
         self.agenda.changed(self)
 
     def told(self, delta: RecordDelta) -> None:
-        """The peer sent `delta`, so it has it."""
-        stamp = claim(delta)
-        self._has[delta.origin] = max(self._has.get(delta.origin, stamp), stamp)
+        """The peer sent `delta`, so it has it. One of a lower epoch than before: it met the origin, whose epoch fell back."""
+        stamp, known = claim(delta), self._has.get(delta.origin)
+        if known is None or stamp > known or stamp.epoch < known.epoch:
+            self._has[delta.origin] = stamp
 
     def hurry(self, load: tuple[ModelState, ...], now: float) -> None:
         """Our load is `load` now: bring the heartbeat forward if the peer should know at once."""

@@ -63,6 +63,12 @@ def pulled(engine: Engine, on: LinkId, now: float, room: int = 65536) -> list[Fr
     return frames
 
 
+def told_on(engine: Engine, on: LinkId, now: float) -> list[tuple[NodeId, int, int]]:
+    """Of which records the peer is told, of which epoch and from which version on."""
+    deltas = [frame for frame in pulled(engine, on, now) if isinstance(frame, Delta)]
+    return [(record.origin, record.epoch, record.from_version) for delta in deltas for record in delta.records]
+
+
 def news(origin: NodeId, *entries: tuple[str, bytes | None], epoch: int = 1, start: int = 0, left: bool = False) -> Delta:
     items = tuple(Entry(key, start + position, value) for position, (key, value) in enumerate(entries, 1))
     return Delta((RecordDelta(origin, epoch, 0, start, start + len(items), items, Standing.LEFT if left else Standing.ALIVE),))
@@ -526,6 +532,40 @@ def test_a_new_link_overrides_whatever_was_said_before() -> None:
         seen = member(engine, A, 0.5)
         assert seen is not None
         assert (seen.state, seen.epoch, seen.routable) == (State.ALIVE, 1, True)
+
+
+def test_a_node_whose_epoch_fell_back_is_told_of_anew_to_those_that_had_its_former_life() -> None:
+    engine = make_engine(ME)
+    other = link(engine, 4, link_id=1)
+    engine.receive(other, news(A, ("name", encode_value("n02")), epoch=10), now=0.0)
+    own = link(engine, 2, link_id=2, epoch=5, now=1.0)
+    engine.receive(own, news(A, ("name", encode_value("n02")), epoch=5), now=1.0)
+    engine.tick(now=1.5)
+
+    assert (A, 5, 0) in told_on(engine, other, 1.5)
+
+
+def test_a_peer_that_fell_back_with_a_nodes_epoch_is_told_of_a_higher_one_from_the_start() -> None:
+    engine = make_engine(ME)
+    other, third = link(engine, 4, link_id=1), link(engine, 5, link_id=2)
+    engine.receive(other, news(A, ("name", encode_value("n02")), epoch=10), now=0.0)
+    engine.receive(other, news(A, ("name", encode_value("n02")), epoch=5), now=1.0)
+    engine.receive(third, news(A, ("more", b""), epoch=10, start=1), now=2.0)
+    engine.tick(now=2.5)
+
+    assert (A, 10, 0) in told_on(engine, other, 2.5)  # from version 1 on would be a gap there
+
+
+def test_a_link_that_was_silent_for_a_while_still_tells_which_life_its_peer_lives() -> None:
+    engine = make_engine(ME)
+    own, other = link(engine, 2, link_id=1, epoch=5), link(engine, 4, link_id=2)
+    engine.receive(own, news(A, ("name", encode_value("true")), epoch=5), now=0.0)
+    engine.receive(other, news(A, ("name", encode_value("former")), epoch=10), now=4.0)
+    engine.receive(own, Ping(1, False, ANY_HASH, ()), now=5.0)
+
+    seen = member(engine, A, 5.0)
+    assert seen is not None
+    assert (seen.name, seen.epoch, seen.routable) == ("true", 5, True)
 
 
 def test_a_leave_that_only_the_others_heard_counts_when_the_link_is_gone() -> None:

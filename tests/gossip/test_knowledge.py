@@ -34,6 +34,22 @@ def test_a_teller_that_knows_more_of_a_linked_nodes_new_life_is_not_to_blame() -
     assert known.beliefs[OTHER].record.version == 2
 
 
+def test_the_life_before_a_fall_of_the_epoch_does_not_come_back_by_hearsay_and_the_present_one_is_spoken_of() -> None:
+    known = Knowledge(me=ME, epoch=1000, now=0.0)
+    known.meet(OTHER, 20)
+    known.own_word(word(20, 1), now=0.0)
+    known.mark_down(OTHER, now=1.0)
+    for _ in range(2):  # it may lose its link in between
+        known.meet(OTHER, 10)
+        known.own_word(word(10, 1), now=2.0)
+        assert not known.hearsay(word(20, 1), teller=PEER, speaking=False, now=3.0)
+
+    assert known.beliefs[OTHER].record.epoch == 10
+    assert known.hearsay(word(10, 2), teller=PEER, speaking=False, now=4.0)
+    assert known.hearsay(word(21, 1), teller=PEER, speaking=False, now=5.0)
+    assert known.beliefs[OTHER].record.epoch == 21
+
+
 def test_a_teller_of_too_many_nodes_costs_no_other_teller_its_link() -> None:
     known = Knowledge(me=ME, epoch=1000, now=0.0)
     for number in range(int(limits.NEW_IDS_BURST)):
