@@ -62,8 +62,8 @@ class Case:
     probing_until: float | None = None
     asked_at: float = 0.0
     """When we asked others last. The wait counts from then: lost packets may hold up their answers, and not the verdict."""
-    accused_at: float | None = None
-    """Since when we accuse it ourselves."""
+    accuses: bool = False
+    """Whether we accuse it ourselves."""
     ask_at: float = math.inf
     refusals: int = 0
     refused_at: float | None = None
@@ -165,7 +165,7 @@ class Detector:
 
     def is_suspect(self, node: NodeId) -> bool:
         case = self._cases.get(node)
-        return case is not None and case.stage == self._stage(node) and case.accused_at is not None
+        return case is not None and case.stage == self._stage(node) and case.accuses
 
     def evidence(self, node: NodeId) -> str:
         """In words; empty when there is none but our own silence."""
@@ -175,7 +175,7 @@ class Detector:
     def accusation(self, node: NodeId) -> Accuse | None:
         """What `node` has to refute, by our account."""
         record, case = self._known.record(node), self._cases.get(node)
-        if record is None or record.left or not (record.down or (case and case.accused_at is not None)):
+        if record is None or record.left or not (record.down or (case and case.accuses)):
             return None
         return Accuse(node, record.epoch, record.incarnation, bool(case and case.refused_at is not None))
 
@@ -227,7 +227,7 @@ class Detector:
             return True
         if case.probing_until is not None:
             self._conclude(node, case, now)
-        elif case.accused_at is None:
+        elif not case.accuses:
             self._probe(node, case, now)
         elif now >= self._verdict_at(case):
             self._rest(case, now)  # alone with it: perhaps it is we who are cut off
@@ -238,7 +238,7 @@ class Detector:
         """Set when the next step is due."""
         if case.probing_until is not None:
             case.act_at = now if case.is_answered else case.probing_until
-        elif case.accused_at is not None:
+        elif case.accuses:
             case.act_at = max(now, self._verdict_at(case))
         if case.refused_at is not None:
             hard_at = case.refused_at + REFUSED_S * self._lag.factor
@@ -255,17 +255,17 @@ class Detector:
         case.probing_until = None
         if case.is_heard_elsewhere:
             self._rest(case, now)
-        elif case.accused_at is None:
+        elif not case.accuses:
             self._accuse(node, case, now)
 
     def _rest(self, case: Case, now: float) -> None:
         """Nothing more for now; ask again later."""
-        case.accused_at, case.ask_at, case.refused_at, case.refusals = None, math.inf, None, 0
+        case.accuses, case.ask_at, case.refused_at, case.refusals = False, math.inf, None, 0
         case.act_at = now + RECHECK_S
 
     def _accuse(self, node: NodeId, case: Case, now: float) -> None:
         """Once three others have said it, a further voice adds nothing."""
-        case.accused_at, case.ask_at = now, now + ASK_EVERY_S
+        case.accuses, case.ask_at = True, now + ASK_EVERY_S
         if len(case.accusers) < ENOUGH_ACCUSERS:
             accusation = Accuse(node, *case.stage, case.refused_at is not None)
             self.outbox += [(helper, accusation) for helper in self._helpers(node)]
@@ -286,7 +286,7 @@ class Detector:
 
     def _is_settled(self, case: Case, now: float) -> bool:
         """The soft evidence: nobody heard it for long enough."""
-        if case.accused_at is None or case.probing_until is not None or case.is_heard_elsewhere:
+        if not case.accuses or case.probing_until is not None or case.is_heard_elsewhere:
             return False
         if now < self._verdict_at(case):
             return False
@@ -307,6 +307,6 @@ def _words(case: Case) -> str:
         parts.append(f"{asked} of {asked} probes silent")
     if others := len(case.accusers):
         parts.append(f"{others} other{'s' * (others > 1)} accuse{'s' * (others == 1)} it")
-    if case.accused_at is not None and not asked:
+    if case.accuses and not asked:
         parts.append("nobody else to ask")
     return "; ".join(parts)

@@ -37,6 +37,7 @@ from meshnode.simulation.happenings import (
 from meshnode.simulation.scenario import Bounds, Scenario, after_joining
 
 HEALED = Bounds(settle=40.0, down=None)
+CHAOS = Bounds(settle=40.0, transitions=None, urgent=None)
 DISTURBED = Bounds(transitions=None, urgent=None)
 
 CATALOGUE: dict[str, Scenario] = {
@@ -279,14 +280,14 @@ CATALOGUE: dict[str, Scenario] = {
             about="some of everything, chosen by the seed",
             duration=150.0,
             plan=after_joining(chaos),
-            bounds=Bounds(settle=40.0, transitions=None, urgent=None),
+            bounds=CHAOS,
         ),
         Scenario(
             name="chaos-lost-epochs",
             about="the same, and some nodes come back with an epoch lower than before",
             duration=150.0,
             plan=after_joining(chaos_of_epochs),
-            bounds=Bounds(settle=40.0, transitions=None, urgent=None),
+            bounds=CHAOS,
         ),
     )
 }

@@ -99,6 +99,15 @@ def test_the_wait_is_short_when_many_accuse(size: int, accusers: int, wait: floa
     assert wait <= court.down_at - 3.0 <= wait + 1.3
 
 
+def test_answers_that_are_held_up_do_not_put_off_the_verdict() -> None:
+    court = Court(8)
+    court.detector.unheard(SUSPECT, at=3.0)
+    court.accuse(*OTHERS[:3], now=3.0)
+    court.run(60.0, None)
+
+    assert court.down_at == pytest.approx(3.0 + SUSPICION_MIN_S)
+
+
 def test_in_a_mesh_of_four_or_more_nobody_is_down_by_one_nodes_word() -> None:
     court = Court(4)
     court.detector.unheard(SUSPECT, at=3.0)

@@ -5,7 +5,7 @@ from gossip.small_lan import make_engine, node_id
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshnode.gossip.agenda import Agenda
+from meshnode.gossip.agenda import HEARTBEAT_S, Agenda
 from meshnode.gossip.effects import LinkId
 from meshnode.gossip.limits import Bucket
 from meshnode.gossip.link import SILENCE_S, Link, is_large_change
@@ -15,7 +15,9 @@ from meshnode.names import ModelDigest
 from meshnode.wire.messages import ModelState
 
 
-def make_link(number: int, *, dialled: bool, peer: int = 2, epoch: int = 1) -> Link:
+def make_link(
+    number: int, *, dialled: bool = True, peer: int = 2, epoch: int = 1, agenda: Agenda | None = None, up_at: float = 0.0
+) -> Link:
     return Link(
         id=LinkId(number),
         peer=node_id(peer),
@@ -26,8 +28,8 @@ def make_link(number: int, *, dialled: bool, peer: int = 2, epoch: int = 1) -> L
         probes=Bucket(1, 1, now=0.0),
         accusations=Bucket(1, 1, now=0.0),
         repair=Repair(now=0.0),
-        agenda=Agenda(random.Random(1)),
-        up_at=0.0,
+        agenda=agenda or Agenda(random.Random(1)),
+        up_at=up_at,
     )
 
 
@@ -90,3 +92,26 @@ def test_a_bucket_refills_and_never_beyond_its_size() -> None:
     assert bucket.take(10, now=1.0)
     assert not bucket.take(21, now=100.0)
     assert bucket.take(20, now=100.0)
+
+
+def test_the_heartbeats_of_all_links_of_a_node_come_to_go_out_together() -> None:
+    agenda = Agenda(random.Random(1))
+    early, late = make_link(1, agenda=agenda), make_link(2, agenda=agenda, up_at=0.3)
+    for _ in range(3):
+        for link in (early, late):
+            link.advance(link.next_ping)
+
+    assert early.next_ping == late.next_ping
+
+
+def test_nodes_that_start_at_one_moment_do_not_say_their_heartbeats_at_one_moment() -> None:
+    assert len({Agenda(random.Random(seed)).next_beat(0.0) for seed in range(10)}) == 10
+
+
+def test_after_a_heartbeat_out_of_turn_the_next_is_a_whole_period_later() -> None:
+    link = make_link(1)
+    link.advance(0.0)
+    link.hurry(load(active=1), 0.4)
+    link.advance(0.4)
+
+    assert link.next_ping == 0.4 + HEARTBEAT_S
