@@ -237,7 +237,7 @@ class Engine:
             return [(stream.job.stream, InternalError(f"The worker failed to draw a token: {type(error).__name__}."))]
 
     def _draw(self, stream: _Stream, logits: Logits, now: float) -> list[Happening]:
-        token = stream.job.sampler.draw(logits, stream.drawn)
+        token = stream.job.sampler.draw(logits, stream.drawn, stream.tokens)
         if not stream.decoding:
             stream.first = now
         stream.tokens.append(token)

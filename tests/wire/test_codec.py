@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.errors import InvalidRequest, PeerError
-from meshnode.inference import End, Message, Phase, Request, Resume, Sampling, Timings, Usage
+from meshnode.inference import MAX_BIASES, Bias, End, Message, Phase, Request, Resume, Sampling, Timings, Usage
 from meshnode.names import MeshId, ModelDigest, NodeId
 from meshnode.wire import codec
 from meshnode.wire.messages import (
@@ -252,7 +252,7 @@ def test_a_hostile_message_takes_no_memory_to_speak_of(filler: bytes) -> None:
 def test_a_request_survives_the_wire() -> None:
     request = msgspec.structs.replace(
         REQUEST,
-        sampling=Sampling(temperature=0.5, stop=("a", "b")),
+        sampling=Sampling(temperature=0.5, stop=("a", "b"), repeat_last_n=-1, logit_bias=(Bias(7, -100.0),), ignore_eos=True),
         resume=Resume(token_ids=(1, 2), emitted_chars=3),
         deadline_ms=10,
     )
@@ -291,6 +291,9 @@ def test_any_body_is_a_request_or_invalid(raw: bytes) -> None:
         {"deadline_ms": -5},
         {"sampling": Sampling(temperature=math.nan)},
         {"sampling": Sampling(stop=("",) * 9000)},
+        {"sampling": Sampling(presence_penalty=math.inf)},
+        {"sampling": Sampling(logit_bias=(Bias(7, math.nan),))},
+        {"sampling": Sampling(logit_bias=(Bias(7, 1.0),) * (MAX_BIASES + 1))},
         {"resume": Resume(token_ids=(), emitted_chars=-1)},
         {"resume": Resume(token_ids=(0,) * (codec.MAX_RESUME_IDS + 1), emitted_chars=0)},
     ],
