@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from meshnode import inference
+from meshnode.api.bounds import Bounds, check_bounds
 from meshnode.errors import InvalidRequest, MeshnodeError, Unsupported
 from meshnode.names import printable
 
@@ -67,7 +68,7 @@ class _Body(msgspec.Struct, frozen=True):
     tool_choice: msgspec.Raw = _ABSENT
     response_format: _Format | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: int | None = None
     frequency_penalty: _Penalty | None = None
     presence_penalty: _Penalty | None = None
     logit_bias: dict[str, float] | None = None
@@ -215,4 +216,5 @@ def _logprobs(asked: _Body) -> inference.Logprobs | None:
         if asked.top_logprobs:
             raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", param="top_logprobs")
         return None
+    check_bounds("top_logprobs", asked.top_logprobs, Bounds(0, inference.MAX_TOP_LOGPROBS))
     return inference.Logprobs(top=asked.top_logprobs or 0)

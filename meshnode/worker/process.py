@@ -21,7 +21,7 @@ from typing import TypeVar, assert_never
 import msgspec
 
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
-from meshnode.inference import MAX_BIASES, Event, Message, Request, Sampling
+from meshnode.inference import MAX_BIASES, MAX_TOP_LOGPROBS, Event, Message, Request, Sampling
 from meshnode.worker import confinement, sampling
 from meshnode.worker.engine import Engine, Happening, Job
 from meshnode.worker.gguf import Facts
@@ -90,6 +90,7 @@ class _Model:
             sampler=sampler(request.sampling, self._facts, self._ending),
             max_tokens=request.sampling.max_tokens,
             stops=request.sampling.stop + self._stops,
+            logprobs=request.logprobs.top if request.logprobs else None,
         )
 
 
@@ -99,7 +100,6 @@ def check(request: Request) -> None:
         "n": request.n > 1,
         "tools": request.tools is not None or any(map(_uses_tools, request.messages)),
         "response_format": request.response_format.kind != "text",
-        "logprobs": request.logprobs is not None,
         "resume": request.resume is not None,
     }
     asked = request.sampling
@@ -111,6 +111,7 @@ def check(request: Request) -> None:
         "top_k": asked.top_k is not None and asked.top_k < 0,
         "max_tokens": asked.max_tokens is not None and asked.max_tokens < 1,
         "stop": not all(asked.stop),
+        "logprobs": request.logprobs is not None and not 0 <= request.logprobs.top <= MAX_TOP_LOGPROBS,
         "min_p": not _within(asked.min_p, 0, 1),
         "typical_p": asked.typical_p == 0 or not _within(asked.typical_p, 0, 1),
         "repeat_penalty": not _within(asked.repeat_penalty, 0.1, 10),

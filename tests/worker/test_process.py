@@ -50,7 +50,6 @@ def test_a_plain_request_passes() -> None:
         ("tools", {"messages": (Message(role="tool", content="1", tool_call_id="c"),)}),
         ("tools", {"messages": (Message(role="assistant", content="", tool_calls="[]"),)}),
         ("response_format", {"response_format": ResponseFormat(kind="json_object")}),
-        ("logprobs", {"logprobs": Logprobs()}),
         ("resume", {"resume": Resume(token_ids=(), emitted_chars=0)}),
     ],
 )
@@ -70,6 +69,8 @@ def test_what_is_not_possible_yet_is_refused_by_name(param: str, changes: dict[s
         ("top_k", {"sampling": Sampling(top_k=-1)}),
         ("max_tokens", {"sampling": Sampling(max_tokens=0)}),
         ("stop", {"sampling": Sampling(stop=("",))}),
+        ("logprobs", {"logprobs": Logprobs(top=21)}),
+        ("logprobs", {"logprobs": Logprobs(top=-1)}),
         ("min_p", {"sampling": Sampling(min_p=1.1)}),
         ("min_p", {"sampling": Sampling(min_p=float("nan"))}),
         ("typical_p", {"sampling": Sampling(typical_p=0)}),

@@ -5,6 +5,7 @@ Starting one takes half a second, so the tests that leave it as it was share one
 
 import importlib.util
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ pytest.importorskip("llama_cpp")
 import trio
 
 from meshnode.errors import ContextTooLong, InvalidRequest, MeshnodeError, ModelUnavailable, Overloaded, Unsupported, WorkerFailed
-from meshnode.inference import Bias, Chunk, End, Event, Finish, Message, Progress, Request, Sampling
+from meshnode.inference import Bias, Chunk, End, Event, Finish, Logprobs, Message, Progress, Request, Sampling
 from meshnode.worker import child, confinement, stream, supervisor
 from meshnode.worker.supervisor import State, Worker
 
@@ -198,6 +199,18 @@ def test_an_answer_can_be_kept_from_its_end_and_from_a_word(shared: Shared) -> N
     finishes = [event.finish for event in endless if isinstance(event, Chunk)]
     assert finishes == [None] * (len(finishes) - 1) + [Finish.LENGTH]
     assert "The" not in "".join(event.text for event in without if isinstance(event, Chunk))
+
+
+def test_log_probabilities_come_with_each_token(shared: Shared) -> None:
+    request = msgspec.structs.replace(ask(), logprobs=Logprobs(top=3))
+    events = shared.run(lambda worker: events_of(worker, request))
+    chunks = [event for event in events if isinstance(event, Chunk)]
+    likely = [each for chunk in chunks for each in chunk.logprobs]
+
+    assert b"".join(each.text for each in likely).decode() == "".join(chunk.text for chunk in chunks)
+    assert all(len(each.top) == 3 and each.top[0].token == each.token for each in likely)
+    assert all(each.logprob == each.top[0].logprob >= each.top[2].logprob for each in likely)
+    assert all(sum(math.exp(other.logprob) for other in each.top) <= 1.001 for each in likely)
 
 
 def test_penalties_keep_a_greedy_answer_from_its_own_words(shared: Shared) -> None:
