@@ -12,6 +12,7 @@ from openai.types.chat import ChatCompletionUserMessageParam, ParsedChoice
 
 from meshnode.api.app import App
 from meshnode.errors import InternalError, LinkLost, MeshnodeError, Overloaded, WorkerFailed
+from meshnode.inference import Bias, Sampling
 from meshnode.testing import FakeWorker
 
 T = TypeVar("T")
@@ -128,6 +129,29 @@ async def test_without_asking_there_are_no_log_probabilities() -> None:
 
     assert [choice.logprobs for choice in answer.choices] == [None]
     assert {choice.logprobs for chunk in chunks for choice in chunk.choices} == {None}
+
+
+async def test_the_fields_of_drawing_reach_the_worker_llama_servers_as_extra_ones() -> None:
+    worker = FakeWorker()
+    extra = {"min_p": 0.1, "typical_p": 0.9, "repeat_penalty": 1.1, "repeat_last_n": 8, "top_k": 5, "ignore_eos": True}
+    await with_client(
+        node_of(worker),
+        lambda client: client.chat.completions.create(
+            model="m", messages=ASK, presence_penalty=0.5, frequency_penalty=-0.5, logit_bias={"7": -100}, extra_body=extra
+        ),
+    )
+
+    assert worker.requests[0].sampling == Sampling(
+        min_p=0.1,
+        typical_p=0.9,
+        repeat_penalty=1.1,
+        repeat_last_n=8,
+        top_k=5,
+        ignore_eos=True,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        logit_bias=(Bias(7, -100.0),),
+    )
 
 
 async def test_too_many_alternatives_are_refused_with_the_bound() -> None:
