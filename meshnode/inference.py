@@ -6,8 +6,20 @@ The types are msgspec structs because they cross process and machine borders; un
 """
 
 from enum import IntEnum, StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
+
+MAX_BIASES = 1024
+"""In one request. OpenAI takes 300; each costs every token of the answer some nanoseconds."""
+
+MAX_TOP_LOGPROBS = 20
+"""OpenAI's bound."""
+MAX_TOKEN_TEXT = 256
+"""Bytes of a token's text beside its log-probability; longer ones, runs of blanks mostly, are cut. So twenty fit into a frame."""
+LOWEST_LOGPROB = -9999.0
+"""OpenAI's number for what is next to impossible: JSON has no infinity."""
 
 
 class Priority(IntEnum):
@@ -43,8 +55,15 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     tool_call_id: str | None = None
 
 
+class Bias(msgspec.Struct, frozen=True, array_like=True):
+    """What is added to the logit of one token."""
+
+    token: int
+    bias: float
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How tokens are drawn. None means the worker's default for the model."""
+    """How tokens are drawn, in the order of `worker/sampling.py`. None means the worker's default for the model."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -53,10 +72,20 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     """Of the answer, per choice; None means until the context is full."""
     stop: tuple[str, ...] = ()
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[Bias, ...] = ()
+    """Of several for one token the last counts."""
+    ignore_eos: bool = False
+    """Never draw what ends an answer: it goes on to its limit."""
 
 
 class Logprobs(msgspec.Struct, frozen=True, kw_only=True):
-    """Asked for: the log-probability of each token, and of the `top` likeliest ones."""
+    """Asked for: the log-probability of each token, and of the `top` likeliest ones, at most `MAX_TOP_LOGPROBS`."""
 
     top: int = 0
 
@@ -125,16 +154,40 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="
     total: int = 0
 
 
+TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+TokenText = Annotated[bytes, Meta(max_length=MAX_TOKEN_TEXT)]
+LogProbability = Annotated[float, Meta(ge=LOWEST_LOGPROB, le=0)]
+
+
+class Alternative(msgspec.Struct, frozen=True, array_like=True):
+    """A token that could have been drawn. `text` are bytes since a token may be part of a character."""
+
+    token: TokenId
+    text: TokenText
+    logprob: LogProbability
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """How likely the model thought a token that was drawn, before any filter, and the likeliest ones."""
+
+    token: TokenId
+    text: TokenText
+    logprob: LogProbability
+    top: Annotated[tuple[Alternative, ...], Meta(max_length=MAX_TOP_LOGPROBS)] = ()
+
+
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chunk"):
     """A piece of choice `choice`. `text` may be empty while a character or a possible stop string is held back.
 
     `token_ids` are the tokens drawn since the last chunk, held-back text included. `finish` is set on the choice's last chunk.
+    `logprobs`, where asked for, are those of `token_ids`, without the token that ends the answer.
     """
 
     choice: int
     text: str
     token_ids: tuple[int, ...] = ()
     finish: Finish | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end"):

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from math import log
 
 import msgspec
 import trio
@@ -9,7 +10,7 @@ import trio
 from meshnode.backend import Events
 from meshnode.errors import MeshnodeError, Unsupported
 from meshnode.gossip.member import Member, Model, State
-from meshnode.inference import Chunk, End, Event, Finish, Phase, Progress, Request, Usage
+from meshnode.inference import Alternative, Chunk, End, Event, Finish, Phase, Progress, Request, TokenLogprob, Usage
 from meshnode.names import ModelDigest, NodeId
 from meshnode.wire.messages import ModelState
 
@@ -60,6 +61,7 @@ class _FakeEvents:
         self.ended = False
         self._worker = worker
         self._limit = request.sampling.max_tokens
+        self._top = request.logprobs.top if request.logprobs else None
         self._prompt = sum(len(message.content.split()) for message in request.messages)
         self._said = -1
         self._due: float | None = None
@@ -87,12 +89,23 @@ class _FakeEvents:
         index = self._said
         self._said += 1
         self._worker.steps += 1
+        logprobs = self._logprobs(index)
         if self._said < len(words):
-            return (Chunk(choice=0, text=words[index], token_ids=(index,)),)
+            return (Chunk(choice=0, text=words[index], token_ids=(index,), logprobs=logprobs),)
         self.ended = True
         finish = Finish.STOP if len(words) == len(self._worker.words) else Finish.LENGTH
         usage = Usage(prompt_tokens=self._prompt, completion_tokens=len(words))
-        return (Chunk(choice=0, text=words[index], token_ids=(index,), finish=finish), End(usage=usage))
+        return (Chunk(choice=0, text=words[index], token_ids=(index,), finish=finish, logprobs=logprobs), End(usage=usage))
+
+    def _logprobs(self, index: int) -> tuple[TokenLogprob, ...]:
+        """Each word as likely as half of what is left, had the words been drawn at this place; where asked for."""
+        if self._top is None:
+            return ()
+        word, *others = (
+            Alternative(token=place, text=text.encode(), logprob=-log(2) * (1 + rank))
+            for rank, (place, text) in enumerate(sorted(enumerate(self._worker.words), key=lambda each: each[0] != index))
+        )
+        return (TokenLogprob(token=word.token, text=word.text, logprob=word.logprob, top=(word, *others)[: self._top]),)
 
 
 def fake_member(

@@ -1,7 +1,7 @@
 """From our events to OpenAI's chat completion, whole or in chunks (pure).
 
-A chunk of a stream differs from the last one in its text alone, so the rest is encoded once per stream and a token costs the
-encoding of one string.
+A chunk of a stream differs from the last one in its text alone, and log-probabilities where they are asked for. So the rest is
+encoded once per stream and a token costs the encoding of one string.
 """
 
 import json
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 import meshnode
+from meshnode.api import logprobs
 from meshnode.errors import InternalError
 from meshnode.inference import Chunk, End, Event, Finish, Phase, Progress, Usage
 
@@ -37,6 +38,7 @@ class Collected:
     def __init__(self) -> None:
         self._size = 0
         self._texts: dict[int, list[str]] = {}
+        self._logprobs: dict[int, list[bytes]] = {}
         self._finishes: dict[int, Finish] = {}
         self._usage: Usage | None = None
 
@@ -44,12 +46,14 @@ class Collected:
         """Raises InternalError when it grows beyond all bounds."""
         for event in batch:
             if isinstance(event, Chunk):
-                self._size += len(event.text) + _CHUNK_COST
+                entries = list(map(logprobs.entry, event.logprobs))
+                self._size += len(event.text) + _CHUNK_COST + sum(map(len, entries))
                 if self._size > MAX_ANSWER:
                     raise InternalError(
                         f"The answer is longer than {MAX_ANSWER} characters.", hint="Set max_tokens, or stream it."
                     )
                 self._texts.setdefault(event.choice, []).append(event.text)
+                self._logprobs.setdefault(event.choice, []).extend(entries)
                 if event.finish is not None:
                     self._finishes[event.choice] = event.finish
             elif isinstance(event, End):
@@ -72,10 +76,11 @@ class Collected:
         )
 
     def _choice(self, index: int) -> dict[str, object]:
+        entries = self._logprobs[index]
         return {
             "index": index,
             "message": {"role": "assistant", "content": "".join(self._texts[index]), "refusal": None},
-            "logprobs": None,
+            "logprobs": msgspec.Raw(logprobs.shown(entries)) if entries else None,
             "finish_reason": self._finishes.get(index, Finish.STOP),
         }
 
@@ -109,17 +114,19 @@ class ChunkStream:
                 if event.choice not in self._begun:
                     self._begun.add(event.choice)
                     yield self._delta(event.choice, b'{"role":"assistant","content":"","refusal":null}')
-                if event.text:
-                    yield self._delta(event.choice, b'{"content":%b}' % msgspec.json.encode(event.text))
+                if event.text or event.logprobs:
+                    delta = b'{"content":%b}' % msgspec.json.encode(event.text)
+                    likely = logprobs.shown(map(logprobs.entry, event.logprobs)) if event.logprobs else b"null"
+                    yield self._delta(event.choice, delta, likely=likely)
                 if event.finish is not None:
-                    yield self._delta(event.choice, b"{}", b'"%b"' % event.finish.encode())
+                    yield self._delta(event.choice, b"{}", finish=b'"%b"' % event.finish.encode())
             case End() if self._include_usage:
                 yield self._head + b'],"usage":%b}\n\n' % msgspec.json.encode(usage_object(event.usage))
             case _:
                 return
 
-    def _delta(self, choice: int, delta: bytes, finish: bytes = b"null") -> bytes:
-        body = b'{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}' % (choice, delta, finish)
+    def _delta(self, choice: int, delta: bytes, *, finish: bytes = b"null", likely: bytes = b"null") -> bytes:
+        body = b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}' % (choice, delta, likely, finish)
         return self._head + body + self._tail
 
 

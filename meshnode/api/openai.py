@@ -11,11 +11,11 @@ import msgspec
 from msgspec import Meta
 
 from meshnode import inference
+from meshnode.api.bounds import Bounds, check_bounds
+from meshnode.api.sampling import Fields, sampling
 from meshnode.errors import InvalidRequest, MeshnodeError, Unsupported
 from meshnode.names import printable
 
-_Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-_Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Object = dict[str, object]
 _ABSENT = msgspec.Raw()
 
@@ -50,16 +50,9 @@ class _Format(msgspec.Struct, frozen=True):
     json_schema: _Schema | None = None
 
 
-class _Body(msgspec.Struct, frozen=True):
+class _Body(Fields, frozen=True, kw_only=True):
     model: Annotated[str, Meta(min_length=1, max_length=512)]
     messages: Annotated[list[_Message], Meta(min_length=1, max_length=_MAX_MESSAGES)]
-    max_tokens: _Count | None = None
-    max_completion_tokens: _Count | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
@@ -67,10 +60,7 @@ class _Body(msgspec.Struct, frozen=True):
     tool_choice: msgspec.Raw = _ABSENT
     response_format: _Format | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    frequency_penalty: _Penalty | None = None
-    presence_penalty: _Penalty | None = None
-    logit_bias: dict[str, float] | None = None
+    top_logprobs: int | None = None
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,12 +74,11 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 def chat_request(body: bytes, *, request_id: str) -> ChatRequest:
     """Raises InvalidRequest or Unsupported, whose `param` names the field."""
     asked = _decode(body)
-    _refuse_what_cannot_be_done(asked)
     request = inference.Request(
         id=request_id,
         model=asked.model,
         messages=tuple(_message(each, f"messages[{index}]") for index, each in enumerate(asked.messages)),
-        sampling=_sampling(asked),
+        sampling=sampling(asked),
         n=asked.n or 1,
         tools=_json_text(asked.tools, list[_Object] | None, "tools"),
         tool_choice=_json_text(asked.tool_choice, str | _Object | None, "tool_choice"),
@@ -132,15 +121,6 @@ def _named(reason: str) -> InvalidRequest:
     return InvalidRequest(f"`{place}` is wrong: {words}.", param=place)
 
 
-def _refuse_what_cannot_be_done(asked: _Body) -> None:
-    if asked.frequency_penalty:
-        raise Unsupported("`frequency_penalty` is not supported.", hint="Leave it out, or send 0.", param="frequency_penalty")
-    if asked.presence_penalty:
-        raise Unsupported("`presence_penalty` is not supported.", hint="Leave it out, or send 0.", param="presence_penalty")
-    if asked.logit_bias:
-        raise Unsupported("`logit_bias` is not supported.", hint="Leave it out.", param="logit_bias")
-
-
 def _message(message: _Message, place: str) -> inference.Message:
     calls = _json_text(message.tool_calls, list[_Object] | None, f"{place}.tool_calls")
     if message.content is None and not (message.role == "assistant" and calls):
@@ -170,18 +150,6 @@ def _content(content: str | list[_Part] | None, place: str) -> str:
             raise InvalidRequest(f"`{place}[{index}].text` is missing.", param=f"{place}[{index}].text")
         texts.append(part.text)
     return "\n".join(texts)
-
-
-def _sampling(asked: _Body) -> inference.Sampling:
-    stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
-    return inference.Sampling(
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        seed=asked.seed,
-        max_tokens=asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens,
-        stop=tuple(text for text in stop if text),  # an empty one stands for none: it would end every answer before it begins
-    )
 
 
 def _json_text(raw: msgspec.Raw, kind: object, place: str) -> str | None:
@@ -215,4 +183,5 @@ def _logprobs(asked: _Body) -> inference.Logprobs | None:
         if asked.top_logprobs:
             raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", param="top_logprobs")
         return None
+    check_bounds("top_logprobs", asked.top_logprobs, Bounds(0, inference.MAX_TOP_LOGPROBS))
     return inference.Logprobs(top=asked.top_logprobs or 0)

@@ -123,7 +123,8 @@ class Asked:
             finish = Finish(frame.finish) if frame.finish else None
         except ValueError as error:
             raise PeerError("StreamChunk.finish: no reason that is known") from error
-        self._ready.append(Chunk(choice=frame.choice, text=frame.text, token_ids=unpack_ids(frame.token_ids), finish=finish))
+        ids = unpack_ids(frame.token_ids)
+        self._ready.append(Chunk(choice=frame.choice, text=frame.text, token_ids=ids, finish=finish, logprobs=frame.logprobs))
         self._begun = True
         self._changed.set()
 

@@ -27,14 +27,14 @@ READ_S = 20.0
 """A reader that takes nothing for so long loses its stream, and the slot behind it is free again."""
 _PIECE_CHARS = 4096
 _PIECE_IDS = 2048
-"""Of one CHUNK frame: in all at most 24 KiB, below half of the credit window."""
+"""Of one CHUNK frame, with one token's log-probabilities: in all at most 30 KiB, below half of the credit window."""
 
 _log = logging.getLogger(__name__)
 
 
 def _pieces(stream: int, chunk: Chunk) -> Iterator[StreamChunk]:
     """`chunk` as one frame, or as several when it is too large for one; `finish` is on the last."""
-    count = max(1, -(-len(chunk.text) // _PIECE_CHARS), -(-len(chunk.token_ids) // _PIECE_IDS))
+    count = max(1, -(-len(chunk.text) // _PIECE_CHARS), -(-len(chunk.token_ids) // _PIECE_IDS), len(chunk.logprobs))
     for index in range(count):
         yield StreamChunk(
             stream,
@@ -42,6 +42,7 @@ def _pieces(stream: int, chunk: Chunk) -> Iterator[StreamChunk]:
             chunk.text[index * _PIECE_CHARS : (index + 1) * _PIECE_CHARS],
             pack_ids(chunk.token_ids[index * _PIECE_IDS : (index + 1) * _PIECE_IDS]),
             chunk.finish or "" if index == count - 1 else "",
+            chunk.logprobs[index : index + 1],
         )
 
 

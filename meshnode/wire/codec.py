@@ -13,14 +13,14 @@ deep as the libraries go without recursion errors; every array, string, byte str
 import math
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar, assert_never, get_args
 
 import msgpack
 import msgspec
 
 from meshnode.errors import InvalidRequest, PeerError
-from meshnode.inference import Request
+from meshnode.inference import MAX_BIASES, Request, Sampling
 from meshnode.names import is_model_reference, is_name, printable
 from meshnode.wire.messages import (
     PROTOCOL_MAX,
@@ -246,6 +246,12 @@ def encode_request(request: Request) -> bytes:
     return raw
 
 
+def _numbers(sampling: Sampling) -> Iterator[float]:
+    """All that the drawing of tokens computes with."""
+    yield from (each.bias for each in sampling.logit_bias)
+    yield from (value for value in msgspec.structs.astuple(sampling) if isinstance(value, float))
+
+
 def _request_fault(request: Request) -> str | None:
     """What is wrong with it, if anything: only what any node must refuse; what a model can do is the worker's to say."""
     sampling, resume = request.sampling, request.resume
@@ -255,7 +261,9 @@ def _request_fault(request: Request) -> str | None:
         return "its caller is not plain text"
     if len(request.messages) > MAX_TURNS or len(sampling.stop) > MAX_TURNS:
         return f"more than {MAX_TURNS} messages or stop strings"
-    if not all(math.isfinite(number) for number in (sampling.temperature, sampling.top_p) if number is not None):
+    if len(sampling.logit_bias) > MAX_BIASES:
+        return f"more than {MAX_BIASES} biases"
+    if not all(map(math.isfinite, _numbers(sampling))):
         return "a sampling parameter is not a finite number"
     if min(request.n, request.hops, request.worker_deaths, request.deadline_ms or 0) < 0:
         return "a count is negative"

@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from meshnode.inference import End, Phase
+from meshnode.inference import End, Phase, TokenLogprob
 from meshnode.names import MeshId, ModelDigest, NodeId
 
 PROTOCOL_MIN = 1
@@ -264,13 +264,17 @@ class StreamProgress(msgspec.Struct, frozen=True, array_like=True, tag=18):
 
 
 class StreamChunk(msgspec.Struct, frozen=True, array_like=True, tag=19):
-    """A piece of the answer; `token_ids` are little-endian 32-bit integers packed in bytes, `finish` is empty or the reason."""
+    """A piece of the answer; `token_ids` are little-endian 32-bit integers packed in bytes, `finish` is empty or the reason.
+
+    `logprobs` are those of `token_ids`, where asked for, without the token that ends the answer.
+    """
 
     stream: Count
     choice: Count
     text: Text
     token_ids: Annotated[bytes, Meta(max_length=65536)]
     finish: Word = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class StreamEnd(msgspec.Struct, frozen=True, array_like=True, tag=20):

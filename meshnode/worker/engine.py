@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from meshnode.errors import ContextTooLong, InternalError, MeshnodeError, Overloaded
-from meshnode.inference import Chunk, End, Event, Finish, Phase, Progress, Timings, Usage
+from meshnode.inference import Chunk, End, Event, Finish, Phase, Progress, Timings, TokenLogprob, Usage
+from meshnode.worker.logprobs import of_token
 from meshnode.worker.sampling import Logits, Sampler
 from meshnode.worker.text import Text
 
@@ -82,6 +83,8 @@ class Job:
     sampler: Sampler
     max_tokens: int | None = None
     stops: tuple[str, ...] = ()
+    logprobs: int | None = None
+    """How many alternatives are wanted beside each token's log-probability; None: not even that."""
 
 
 @dataclass(eq=False)
@@ -237,7 +240,7 @@ class Engine:
             return [(stream.job.stream, InternalError(f"The worker failed to draw a token: {type(error).__name__}."))]
 
     def _draw(self, stream: _Stream, logits: Logits, now: float) -> list[Happening]:
-        token = stream.job.sampler.draw(logits, stream.drawn)
+        token = stream.job.sampler.draw(logits, stream.drawn, stream.tokens)
         if not stream.decoding:
             stream.first = now
         stream.tokens.append(token)
@@ -249,12 +252,16 @@ class Engine:
             finish = Finish.STOP
         elif stream.drawn >= stream.limit:
             finish = Finish.LENGTH
+        choice, logprobs = stream.job.sampler.choice, () if ended else self._logprobs(stream.job, logits, token)
         if finish is None:
-            return [(stream.job.stream, Chunk(choice=stream.job.sampler.choice, text=text, token_ids=(token,)))]
+            return [(stream.job.stream, Chunk(choice=choice, text=text, token_ids=(token,), logprobs=logprobs))]
         text += stream.text.finish()
         self._retire(stream)
-        chunk = Chunk(choice=stream.job.sampler.choice, text=text, token_ids=(token,), finish=finish)
+        chunk = Chunk(choice=choice, text=text, token_ids=(token,), finish=finish, logprobs=logprobs)
         return [(stream.job.stream, chunk), (stream.job.stream, self._end(stream, now))]
+
+    def _logprobs(self, job: Job, logits: Logits, token: int) -> tuple[TokenLogprob, ...]:
+        return () if job.logprobs is None else (of_token(logits, token, job.logprobs, self._runtime.piece),)
 
     def _end(self, stream: _Stream, now: float) -> End:
         usage = Usage(prompt_tokens=len(stream.job.prompt), completion_tokens=stream.drawn, cached_tokens=stream.cached)

@@ -164,6 +164,14 @@ class LlamaRuntime:
     def ends(self, token: int) -> bool:
         return token in self._ends
 
+    def ending(self) -> frozenset[int]:
+        """Every token with which the model can say that it is done."""
+        return self._ends
+
+    def vocabulary(self) -> int:
+        """How many tokens there are; their ids begin at 0."""
+        return self._size
+
     def tokenize(self, text: str, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
         room = len(data) + 8

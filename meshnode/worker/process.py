@@ -6,6 +6,7 @@ step, since rendering and tokenising a long one takes seconds, in which others m
 request that fails, for whatever reason, fails alone; what fails for everybody ends the process, and the parent starts another.
 """
 
+import math
 import os
 import secrets
 import select
@@ -13,18 +14,20 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar, assert_never
 
 import msgspec
 
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
-from meshnode.inference import Event, Message, Request, Sampling
+from meshnode.inference import MAX_BIASES, MAX_TOP_LOGPROBS, Event, Message, Request, Sampling
 from meshnode.worker import confinement, sampling
 from meshnode.worker.engine import Engine, Happening, Job
 from meshnode.worker.gguf import Facts
 from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.machine import MemoryShort
+from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
 from meshnode.worker.prompt import Tokenizer
 from meshnode.worker.protocol import Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
 from meshnode.worker.renderer import CHATML, Renderer
@@ -70,6 +73,8 @@ class _Model:
         self.engine = Engine(runtime, clock=time.monotonic)
         self.note = "" if facts.chat_template else "The file has no chat template; ChatML is used."
         self._facts = facts
+        self._ending = runtime.ending()
+        self._vocabulary = runtime.vocabulary()
         self._render = renderer.render
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
         # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
@@ -78,12 +83,14 @@ class _Model:
     def job(self, stream: int, request: Request) -> Job:
         """Raises Unsupported, InvalidRequest, or what a bug raises."""
         check(request)
+        check_bias(request.sampling, self._vocabulary)
         return Job(
             stream=stream,
             prompt=self._tokens(self._render(request.messages)),
-            sampler=sampler(request.sampling, self._facts),
+            sampler=sampler(request.sampling, self._facts, self._ending),
             max_tokens=request.sampling.max_tokens,
             stops=request.sampling.stop + self._stops,
+            logprobs=request.logprobs.top if request.logprobs else None,
         )
 
 
@@ -93,7 +100,6 @@ def check(request: Request) -> None:
         "n": request.n > 1,
         "tools": request.tools is not None or any(map(_uses_tools, request.messages)),
         "response_format": request.response_format.kind != "text",
-        "logprobs": request.logprobs is not None,
         "resume": request.resume is not None,
     }
     asked = request.sampling
@@ -105,6 +111,14 @@ def check(request: Request) -> None:
         "top_k": asked.top_k is not None and asked.top_k < 0,
         "max_tokens": asked.max_tokens is not None and asked.max_tokens < 1,
         "stop": not all(asked.stop),
+        "logprobs": request.logprobs is not None and not 0 <= request.logprobs.top <= MAX_TOP_LOGPROBS,
+        "min_p": not _within(asked.min_p, 0, 1),
+        "typical_p": asked.typical_p == 0 or not _within(asked.typical_p, 0, 1),
+        "repeat_penalty": not _within(asked.repeat_penalty, 0.1, 10),
+        "repeat_last_n": asked.repeat_last_n is not None and asked.repeat_last_n < -1,
+        "presence_penalty": not _within(asked.presence_penalty, -2, 2),
+        "frequency_penalty": not _within(asked.frequency_penalty, -2, 2),
+        "logit_bias": len(asked.logit_bias) > MAX_BIASES or not all(_within(each.bias, -100, 100) for each in asked.logit_bias),
     }
     for param in (name for name, wrong in unsupported.items() if wrong):
         raise Unsupported(f"This node's worker does not support {param!r} yet.", hint="Leave it out.", param=param)
@@ -112,17 +126,39 @@ def check(request: Request) -> None:
         raise InvalidRequest(f"The value of {param!r} is not possible.", param=param)
 
 
+def _within(value: float | None, low: float, high: float) -> bool:
+    """Also for none; never for one that is not a number."""
+    return value is None or low <= value <= high
+
+
+def check_bias(asked: Sampling, vocabulary: int) -> None:
+    """Refuse by its id a token that the model does not have."""
+    for token in (each.token for each in asked.logit_bias if not 0 <= each.token < vocabulary):
+        message = f"'logit_bias' names token {token}; this model's are 0 to {vocabulary - 1}."
+        raise InvalidRequest(message, param="logit_bias")
+
+
 def _uses_tools(message: Message) -> bool:
     return message.role == "tool" or message.tool_calls is not None or message.tool_call_id is not None
 
 
-def sampler(asked: Sampling, facts: Facts) -> sampling.Sampler:
-    """The request's wishes before the file's before llama.cpp's."""
+def sampler(asked: Sampling, facts: Facts, ending: Collection[int] = ()) -> sampling.Sampler:
+    """The request's wishes before the file's before llama.cpp's. `ending` are the tokens with which the model ends an answer."""
+    biases = {each.token: each.bias for each in asked.logit_bias} | (dict.fromkeys(ending, -math.inf) if asked.ignore_eos else {})
     return sampling.Sampler(
         seed=secrets.randbits(64) if asked.seed is None else asked.seed,
         temperature=_first(asked.temperature, facts.temperature, sampling.DEFAULT_TEMPERATURE),
         top_p=_first(asked.top_p, facts.top_p, sampling.DEFAULT_TOP_P),
         top_k=_first(asked.top_k, facts.top_k, sampling.DEFAULT_TOP_K),
+        min_p=_first(asked.min_p, 0.0),
+        typical_p=_first(asked.typical_p, 1.0),
+        penalties=Penalties(
+            repeat=_first(asked.repeat_penalty, 1.0),
+            last=_first(asked.repeat_last_n, DEFAULT_LAST),
+            presence=_first(asked.presence_penalty, 0.0),
+            frequency=_first(asked.frequency_penalty, 0.0),
+        ),
+        bias=Bias(biases) if biases else None,
     )
 
 

@@ -1,20 +1,35 @@
 """Which token comes next, drawn from one row of logits so that any node draws the same (pure).
 
-The order is llama.cpp's: the `top_k` likeliest, of these the smallest set that holds `top_p` of the probability, then the
-temperature, then one draw. The draw has no state: it is a hash of (seed, choice, position), where position counts the tokens of
-the answer from 0, so that a continuation on another node goes on exactly where the first one stopped.
+The order is llama.cpp's, and written into the protocol (SPEC section 11), since a continuation must draw alike:
+
+    bias               what the request adds to single tokens; what ends an answer may be forbidden
+    penalties          for tokens that were there already: repetition, then frequency and presence
+    temperature 0      or top_k 1: the likeliest token; nothing below matters
+    top_k              the likeliest
+    typical_p          those whose surprise is nearest to the expected one, until they hold `typical_p` of the probability
+    top_p              the smallest set of the likeliest that holds `top_p` of what is left
+    min_p              those at least `min_p` times as likely as the likeliest
+    temperature        and one draw
+
+The draw has no state: it is a hash of (seed, choice, position), where position counts the tokens of the answer from 0, so that a
+continuation on another node goes on exactly where the first one stopped.
 
     u = first 8 bytes of SHA-256("meshnode-draw-v1" || seed || choice || position), little-endian, >> 11, / 2^53
 
 with the seed as 8 bytes little-endian (modulo 2^64), choice and position as 4. The token is the first one, likeliest first and
 the lower id first among equals, at which the cumulated probability exceeds u.
+
+Every filter works on the at most `MAX_TOP_K` tokens that `top_k` left; bias and penalties on a copy of the row.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from meshnode.worker.penalties import NO_PENALTIES, Bias, Penalties
 
 Logits = NDArray[np.float32]
 
@@ -35,17 +50,41 @@ class Sampler:
     temperature: float = DEFAULT_TEMPERATURE
     top_p: float = DEFAULT_TOP_P
     top_k: int = DEFAULT_TOP_K
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    penalties: Penalties = NO_PENALTIES
+    bias: Bias | None = None
 
-    def draw(self, logits: Logits, position: int) -> int:
-        """The token at `position` of the answer."""
+    def draw(self, logits: Logits, position: int, tokens: Sequence[int] = ()) -> int:
+        """The token at `position` of the answer. `tokens` are the sequence so far: the prompt, then `position` of the answer."""
+        row = self._adjusted(logits, position, tokens)
         if self.temperature <= 0 or self.top_k == 1:
-            return int(np.argmax(logits))
-        tokens = likeliest(logits, self.top_k or MAX_TOP_K)
-        scores = logits[tokens].astype(np.float64)
-        scores = scores[: _nucleus(scores, self.top_p)]
+            return int(np.argmax(row))
+        kept, scores = self._filtered(row)
         total = np.cumsum(_softmax(scores / self.temperature))
         index = int(np.searchsorted(total, uniform(self.seed, self.choice, position) * total[-1], side="right"))
-        return int(tokens[min(index, len(scores) - 1)])
+        return int(kept[min(index, len(scores) - 1)])
+
+    def _adjusted(self, logits: Logits, position: int, tokens: Sequence[int]) -> Logits:
+        if self.bias is None and not (self.penalties.repeats or self.penalties.counts):
+            return logits
+        row = logits.copy()
+        if self.bias is not None:
+            self.bias.apply(row)
+        self.penalties.apply(row, tokens, position)
+        return row
+
+    def _filtered(self, row: Logits) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """The tokens that may be drawn, likeliest first, and their logits."""
+        tokens = likeliest(row, self.top_k or MAX_TOP_K)
+        scores = row[tokens].astype(np.float64)
+        if self.typical_p < 1:
+            typical = _typical(scores, self.typical_p)
+            tokens, scores = tokens[typical], scores[typical]
+        count = _nucleus(scores, self.top_p)
+        if self.min_p > 0:
+            count = min(count, int(np.searchsorted(-scores, -scores[0] - np.log(self.min_p), side="right")))
+        return tokens[:count], scores[:count]
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
@@ -83,3 +122,18 @@ def _nucleus(scores: NDArray[np.float64], top_p: float) -> int:
         return len(scores)
     total = np.cumsum(_softmax(scores))
     return int(np.searchsorted(total, top_p * total[-1], side="left")) + 1
+
+
+def _typical(scores: NDArray[np.float64], typical_p: float) -> NDArray[np.intp]:
+    """Indices of the locally typical ones of the sorted `scores`, in their order; at least one.
+
+    Meister et al. 2022, as llama.cpp's `llama_sampler_typical_apply`: by the distance of -ln p from the entropy, nearest first,
+    until more than `typical_p` of the probability is held.
+    """
+    weights = _softmax(scores)
+    probabilities = weights / weights.sum()
+    surprise = scores[0] - scores + np.log(weights.sum())
+    entropy = np.sum(probabilities * np.where(probabilities > 0, surprise, 0))
+    nearest = np.argsort(np.abs(surprise - entropy), kind="stable")
+    count = int(np.searchsorted(np.cumsum(probabilities[nearest]), typical_p, side="right")) + 1
+    return np.sort(nearest[:count])

@@ -1,5 +1,6 @@
 """The official client, as people use it, against a node of fakes: over real sockets, in a thread."""
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -7,10 +8,11 @@ import openai
 import pytest
 import trio
 from api.serving import SECRET, FakeNode, served
-from openai.types.chat import ChatCompletionUserMessageParam
+from openai.types.chat import ChatCompletionUserMessageParam, ParsedChoice
 
 from meshnode.api.app import App
 from meshnode.errors import InternalError, LinkLost, MeshnodeError, Overloaded, WorkerFailed
+from meshnode.inference import Bias, Sampling
 from meshnode.testing import FakeWorker
 
 T = TypeVar("T")
@@ -89,6 +91,77 @@ async def test_the_stream_helper_collects_what_the_worker_said() -> None:
             return stream.get_final_completion().choices[0].message.content
 
     assert await with_client(node_of(FakeWorker()), use) == "Hello from a fake worker."
+
+
+async def test_log_probabilities_of_an_unstreamed_chat() -> None:
+    answer = await with_client(
+        node_of(FakeWorker()),
+        lambda client: client.chat.completions.create(model="m", messages=ASK, logprobs=True, top_logprobs=2),
+    )
+    (choice,) = answer.choices
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+
+    assert "".join(each.token for each in choice.logprobs.content) == choice.message.content
+    first = choice.logprobs.content[0]
+    assert bytes(first.bytes or ()) == b"Hello"
+    assert first.logprob == pytest.approx(math.log(0.5))
+    assert [other.token for other in first.top_logprobs] == ["Hello", " from"]
+    assert [math.exp(other.logprob) for other in first.top_logprobs] == pytest.approx([0.5, 0.25])
+
+
+async def test_log_probabilities_of_a_streamed_chat_are_those_of_the_stream_helpers_whole() -> None:
+    def use(client: openai.OpenAI) -> ParsedChoice[None]:
+        with client.chat.completions.stream(model="m", messages=ASK, logprobs=True) as stream:
+            return stream.get_final_completion().choices[0]
+
+    choice = await with_client(node_of(FakeWorker()), use)
+    assert choice.logprobs is not None
+
+    assert "".join(each.token for each in choice.logprobs.content or ()) == choice.message.content
+    assert [each.top_logprobs for each in choice.logprobs.content or ()] == [[]] * 6
+
+
+async def test_without_asking_there_are_no_log_probabilities() -> None:
+    node = node_of(FakeWorker())
+    answer = await with_client(node, lambda client: client.chat.completions.create(model="m", messages=ASK))
+    chunks = await with_client(node, lambda client: list(client.chat.completions.create(model="m", messages=ASK, stream=True)))
+
+    assert [choice.logprobs for choice in answer.choices] == [None]
+    assert {choice.logprobs for chunk in chunks for choice in chunk.choices} == {None}
+
+
+async def test_the_fields_of_drawing_reach_the_worker_llama_servers_as_extra_ones() -> None:
+    worker = FakeWorker()
+    extra = {"min_p": 0.1, "typical_p": 0.9, "repeat_penalty": 1.1, "repeat_last_n": 8, "top_k": 5, "ignore_eos": True}
+    await with_client(
+        node_of(worker),
+        lambda client: client.chat.completions.create(
+            model="m", messages=ASK, presence_penalty=0.5, frequency_penalty=-0.5, logit_bias={"7": -100}, extra_body=extra
+        ),
+    )
+
+    assert worker.requests[0].sampling == Sampling(
+        min_p=0.1,
+        typical_p=0.9,
+        repeat_penalty=1.1,
+        repeat_last_n=8,
+        top_k=5,
+        ignore_eos=True,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        logit_bias=(Bias(7, -100.0),),
+    )
+
+
+async def test_too_many_alternatives_are_refused_with_the_bound() -> None:
+    with pytest.raises(openai.BadRequestError, match="from 0 to 20, not 21") as caught:
+        await with_client(
+            node_of(FakeWorker()),
+            lambda client: client.chat.completions.create(model="m", messages=ASK, logprobs=True, top_logprobs=21),
+        )
+
+    assert caught.value.param == "top_logprobs"
 
 
 async def test_the_models_list_and_one_model_with_slashes_in_its_name() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from meshnode.api.openai import chat_request, error_object
 from meshnode.errors import InvalidRequest, ModelUnavailable, RequestError, Unsupported
-from meshnode.inference import Logprobs, Message, Request, ResponseFormat, Sampling
+from meshnode.inference import MAX_BIASES, Bias, Logprobs, Message, Request, ResponseFormat, Sampling
 
 USER: dict[str, Any] = {"role": "user", "content": "Hi"}
 MANY_NESTED = b'{"model":"m","messages":[{"role":"user","content":"a"}],"tools":' + b"[" * 100_000 + b"}"
@@ -45,10 +45,71 @@ def test_the_fields_of_a_full_request_arrive() -> None:
 
 def test_null_and_empty_are_the_same_as_absent() -> None:
     fields = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream", "stream_options")
-    more = ("n", "tools", "tool_choice", "response_format", "logprobs", "top_logprobs", "frequency_penalty", "logit_bias")
+    more = ("n", "tools", "tool_choice", "response_format", "logprobs", "top_logprobs", *EXTENDED, "logit_bias", "ignore_eos")
 
     assert mapped(**dict.fromkeys(fields + more)) == mapped()
-    assert mapped(tools=[], stop=[], logit_bias={}, presence_penalty=0, frequency_penalty=0.0) == mapped(stop="") == mapped()
+    assert mapped(tools=[], stop=[], logit_bias={}, ignore_eos=False) == mapped(stop="") == mapped()
+
+
+EXTENDED = {
+    "min_p": (0.05, 0, 1, "from 0 to 1"),
+    "typical_p": (0.9, 0.001, 1, "above 0 to 1"),
+    "repeat_penalty": (1.1, 0.1, 10, "from 0.1 to 10"),
+    "repeat_last_n": (32, -1, 2**31 - 1, "from -1 to 2147483647"),
+    "presence_penalty": (0.5, -2, 2, "from -2 to 2"),
+    "frequency_penalty": (-0.5, -2, 2, "from -2 to 2"),
+}
+"""A value of each, the ends of what is allowed, and the words for that."""
+
+
+@pytest.mark.parametrize("name", EXTENDED)
+def test_every_field_of_drawing_arrives_up_to_its_bounds(name: str) -> None:
+    value, low, high, _ = EXTENDED[name]
+
+    for number in (value, low, high):
+        assert mapped(**{name: number}).sampling == Sampling(**{name: number})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", EXTENDED)
+@pytest.mark.parametrize("beyond", [-3, 2**31])
+def test_beyond_its_bounds_a_field_is_named_with_them_and_with_what_was_given(name: str, beyond: int) -> None:
+    with pytest.raises(InvalidRequest, match=rf"`{name}` must be {EXTENDED[name][3]}, not {beyond}") as caught:
+        mapped(**{name: beyond})
+
+    assert caught.value.param == name
+
+
+def test_a_typical_p_of_nothing_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="above 0 to 1, not 0"):
+        mapped(typical_p=0)
+
+
+def test_biases_arrive_by_token_and_the_end_can_be_forbidden() -> None:
+    request = mapped(logit_bias={"50256": -100, "0": 1.5}, ignore_eos=True)
+
+    assert request.sampling == Sampling(logit_bias=(Bias(50256, -100.0), Bias(0, 1.5)), ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    ("biases", "param", "words"),
+    [
+        ({"7": 100.5}, "logit_bias[7]", "from -100 to 100, not 100.5"),
+        ({"7": -101}, "logit_bias[7]", "from -100 to 100, not -101"),
+        ({"seven": 1}, "logit_bias", "`seven`"),
+        ({"-1": 1}, "logit_bias", "`-1`"),
+        ({"": 1}, "logit_bias", "token ids"),
+        ({"\u0663": 1}, "logit_bias", "token ids"),
+        ({"1" * 11: 1}, "logit_bias", "token ids"),
+        ({"7": "x"}, "logit_bias", "float"),
+        ({"7": 1, "x" * 70_000: 1}, "logit_bias", "larger than 65536 bytes"),
+        ({str(token): 1 for token in range(MAX_BIASES + 1)}, "logit_bias", f"at most {MAX_BIASES}"),
+    ],
+)
+def test_a_bias_that_makes_no_sense_is_named(biases: dict[str, Any], param: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        mapped(logit_bias=biases)
+
+    assert caught.value.param == param
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -140,6 +201,10 @@ def test_stream_and_usage_are_told_apart_from_the_request() -> None:
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"frequency_penalty": 3}, "frequency_penalty"),
+        ({"min_p": "0.1"}, "min_p"),
+        ({"repeat_last_n": 0.5}, "repeat_last_n"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"logit_bias": [1]}, "logit_bias"),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
@@ -153,9 +218,6 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"presence_penalty": -1}, "presence_penalty"),
-        ({"logit_bias": {"50256": -100}}, "logit_bias"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0].type"),
     ],
@@ -174,6 +236,7 @@ def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], param: s
         b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}',
         b'{"model":"m","messages":[{"role":"user","content":"a"}],"tools":[{"a":"\xff"}]}',
         b'{"model":"m","messages":[{"role":"user","content":"a"}],"tools":[{"a":"\\ud800"}]}',
+        b'{"model":"m","messages":[{"role":"user","content":"a"}],"logit_bias":{"\xff":1}}',
         b'{"model":"m","messages":[{"role":"user","content":"a"}],"temperature":1e999}',
         b'{"model":"m","messages":[{"role":"user","content":"a"}],"temperature":NaN}',
     ],
@@ -197,7 +260,7 @@ JSON = st.recursive(
 )
 NAMES = (
     "model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "n", "tools",
-    "tool_choice", "response_format", "logprobs", "top_logprobs", "frequency_penalty", "logit_bias",
+    "tool_choice", "response_format", "logprobs", "top_logprobs", "frequency_penalty", "logit_bias", "min_p", "repeat_last_n",
 )  # fmt: skip
 MESSAGES = st.lists(
     st.fixed_dictionaries(

@@ -33,7 +33,19 @@ from meshnode.errors import (
     Overloaded,
     WorkerFailed,
 )
-from meshnode.inference import Chunk, End, Event, Finish, Phase, Progress, Request, Usage
+from meshnode.inference import (
+    MAX_TOKEN_TEXT,
+    Alternative,
+    Chunk,
+    End,
+    Event,
+    Finish,
+    Phase,
+    Progress,
+    Request,
+    TokenLogprob,
+    Usage,
+)
 from meshnode.mesh.credit import WINDOW, cost
 from meshnode.mesh.link import accept_link
 from meshnode.mesh.peer import PeerBackend
@@ -121,12 +133,14 @@ async def test_a_request_above_the_limit_is_refused_before_anything_is_sent() ->
 
 async def test_one_huge_chunk_arrives_in_pieces_that_make_the_same_text() -> None:
     text, ids = "ü" * 30_000, tuple(range(5_000))
+    other = Alternative(7, b"y" * MAX_TOKEN_TEXT, -2.0)
+    likely = tuple(TokenLogprob(token, b"x" * MAX_TOKEN_TEXT, -1.0, (other,) * 20) for token in range(40))
 
     class OneChunk(FakeWorker):
         @asynccontextmanager
         async def submit(self, request: Request) -> AsyncIterator[Events]:
             yield listed(
-                Chunk(choice=2, text=text, token_ids=ids, finish=Finish.LENGTH),
+                Chunk(choice=2, text=text, token_ids=ids, finish=Finish.LENGTH, logprobs=likely),
                 End(usage=Usage(prompt_tokens=1, completion_tokens=1)),
             )
 
@@ -135,6 +149,7 @@ async def test_one_huge_chunk_arrives_in_pieces_that_make_the_same_text() -> Non
 
     assert text_of(chunks) == text
     assert sum((chunk.token_ids for chunk in chunks), ()) == ids
+    assert sum((chunk.logprobs for chunk in chunks), ()) == likely
     assert [chunk.finish for chunk in chunks] == [None] * (len(chunks) - 1) + [Finish.LENGTH]
     assert {chunk.choice for chunk in chunks} == {2}
 

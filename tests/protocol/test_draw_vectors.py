@@ -1,12 +1,15 @@
 """The draw of a seed against the vectors, which were computed without our code."""
 
+import math
+
 import pytest
 
 from protocol.vectors import Vector, load
 
 np = pytest.importorskip("numpy")
 
-from meshnode.worker.sampling import Sampler, uniform  # noqa: E402 - after the check for the extra
+from meshnode.worker.penalties import Bias, Penalties  # noqa: E402 - after the check for the extra
+from meshnode.worker.sampling import Sampler, uniform  # noqa: E402
 
 VECTORS = load("draw")
 
@@ -20,10 +23,31 @@ def test_a_draw_is_that_of_the_vector(vector: Vector) -> None:
     assert drawn == vector["u"] == vector["numerator"] / 2**53
 
 
+def sampler_of(vector: Vector) -> Sampler:
+    """The vector's names are those of a request's `sampling`; `ending` are the tokens that end an answer, which it forbids."""
+    biases = dict(vector.get("logit_bias", ())) | dict.fromkeys(vector.get("ending", ()), -math.inf)
+    names = {
+        "repeat_penalty": "repeat",
+        "repeat_last_n": "last",
+        "presence_penalty": "presence",
+        "frequency_penalty": "frequency",
+    }
+    return Sampler(
+        **{
+            name: vector[name]
+            for name in ("seed", "choice", "temperature", "top_p", "top_k", "min_p", "typical_p")
+            if name in vector
+        },
+        penalties=Penalties(**{ours: vector[name] for name, ours in names.items() if name in vector}),
+        bias=Bias(biases) if biases else None,
+    )
+
+
 @pytest.mark.parametrize("vector", VECTORS["picks"], ids=lambda vector: vector["name"])
 def test_tokens_are_picked_as_in_the_vector(vector: Vector) -> None:
     logits = np.array(vector["logits"], np.float32)
-    wishes = {name: vector[name] for name in ("seed", "choice", "temperature", "top_p", "top_k")}
-    sampler = Sampler(**wishes)
+    tokens = list(vector.get("prompt", ()))
+    for position in range(len(vector["tokens"])):
+        tokens.append(sampler_of(vector).draw(logits, position, tokens))
 
-    assert [sampler.draw(logits, position) for position in range(len(vector["tokens"]))] == vector["tokens"]
+    assert tokens == vector.get("prompt", []) + vector["tokens"]

@@ -10,7 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.errors import InvalidRequest, PeerError
-from meshnode.inference import End, Message, Phase, Request, Resume, Sampling, Timings, Usage
+from meshnode.inference import (
+    MAX_BIASES,
+    Alternative,
+    Bias,
+    End,
+    Message,
+    Phase,
+    Request,
+    Resume,
+    Sampling,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from meshnode.names import MeshId, ModelDigest, NodeId
 from meshnode.wire import codec
 from meshnode.wire.messages import (
@@ -48,6 +61,7 @@ NODE = NodeId(bytes(16))
 HASH = bytes(8)
 LOAD = (ModelState(name="tiny", digest=ModelDigest(bytes(32)), state="ready", active=1, slots=4, tokens_per_s=31.5),)
 DELTA = RecordDelta(NODE, 7, 0, 0, 2, (Entry("name", 1, b"\xa3box"), Entry("model/ab", 2, None)))
+LIKELY = (TokenLogprob(1, b"h", -1.0, (Alternative(1, b"h", -1.0),)),)
 EXAMPLES: tuple[Frame, ...] = (
     Hello(
         1,
@@ -74,7 +88,9 @@ EXAMPLES: tuple[Frame, ...] = (
     Open(1, 5000),
     Body(1, b"\x00\xff"),
     StreamProgress(1, Phase.PREFILL, 10, 100),
-    StreamChunk(1, 0, "héllo\u2028", codec.pack_ids((1, 2**31)), "stop"),
+    StreamChunk(
+        1, 0, "héllo\u2028", codec.pack_ids((1, 2**31)), "stop", (TokenLogprob(1, b"h", -1.0, (Alternative(1, b"h", -1.0),)),)
+    ),
     StreamEnd(1, End(usage=Usage(prompt_tokens=1, completion_tokens=2), timings=Timings(queue_ms=0.5)), LOAD),
     StreamError(1, "overloaded", "no slot", None, 1.5, LOAD),
     Cancel(3),
@@ -103,7 +119,7 @@ def test_every_kind_of_frame_survives_the_wire_alone_and_concatenated() -> None:
 
 def test_a_frame_is_a_plain_msgpack_array_that_begins_with_its_kind() -> None:
     assert msgpack.unpackb(codec.encode(Cancel(3))) == [22, 3]
-    assert codec.encode(StreamChunk(1, 0, "a", b"\1\0\0\0")) == bytes.fromhex("961301 00 a161 c40401000000 a0")
+    assert codec.encode(StreamChunk(1, 0, "a", b"\1\0\0\0")) == bytes.fromhex("971301 00 a161 c40401000000 a0 90")
 
 
 @given(st.binary(max_size=2048))
@@ -252,7 +268,7 @@ def test_a_hostile_message_takes_no_memory_to_speak_of(filler: bytes) -> None:
 def test_a_request_survives_the_wire() -> None:
     request = msgspec.structs.replace(
         REQUEST,
-        sampling=Sampling(temperature=0.5, stop=("a", "b")),
+        sampling=Sampling(temperature=0.5, stop=("a", "b"), repeat_last_n=-1, logit_bias=(Bias(7, -100.0),), ignore_eos=True),
         resume=Resume(token_ids=(1, 2), emitted_chars=3),
         deadline_ms=10,
     )
@@ -291,6 +307,9 @@ def test_any_body_is_a_request_or_invalid(raw: bytes) -> None:
         {"deadline_ms": -5},
         {"sampling": Sampling(temperature=math.nan)},
         {"sampling": Sampling(stop=("",) * 9000)},
+        {"sampling": Sampling(presence_penalty=math.inf)},
+        {"sampling": Sampling(logit_bias=(Bias(7, math.nan),))},
+        {"sampling": Sampling(logit_bias=(Bias(7, 1.0),) * (MAX_BIASES + 1))},
         {"resume": Resume(token_ids=(), emitted_chars=-1)},
         {"resume": Resume(token_ids=(0,) * (codec.MAX_RESUME_IDS + 1), emitted_chars=0)},
     ],

@@ -11,6 +11,7 @@ np = pytest.importorskip("numpy")
 from meshnode.errors import ContextTooLong, InternalError, Overloaded  # noqa: E402 - after the check for the extra
 from meshnode.inference import Chunk, End, Finish, Phase, Progress  # noqa: E402
 from meshnode.worker.engine import Engine, Happening, Job, Span  # noqa: E402
+from meshnode.worker.penalties import Bias  # noqa: E402
 from meshnode.worker.sampling import Logits, Sampler  # noqa: E402
 
 VOCABULARY = 100
@@ -343,6 +344,29 @@ def test_usage_and_timings_add_up() -> None:
     assert (first.queue_ms, first.prefill_ms, first.decode_ms) == (0, 3 * 125, 5 * 125)
     assert (second.queue_ms, second.prefill_ms, second.decode_ms) == (8 * 125, 3 * 125, 5 * 125)
     assert engine.tokens_per_s == pytest.approx(8)
+
+
+def test_log_probabilities_are_the_models_own_and_come_only_where_asked_for() -> None:
+    engine = engine_over(Table(answer="HI"))
+    hot = Sampler(seed=1, temperature=0.01, top_k=2, bias=Bias({ord("H"): 50.0}))
+    engine.submit(Job(stream=1, prompt=(5, 0), sampler=hot, logprobs=2, stops=("I",)))
+    engine.submit(job(2))
+    happened = run(engine)
+    first, *_ = chunks(happened, 1)
+
+    assert all(len(chunk.logprobs) == len(chunk.token_ids) == 1 for chunk in chunks(happened, 1))
+    assert not any(chunk.logprobs for chunk in chunks(happened, 2))
+    (likely,) = first.logprobs
+    assert (likely.token, likely.text) == (ord("H"), b"H")
+    assert likely.logprob == pytest.approx(1 - np.log(np.e + VOCABULARY - 1), rel=1e-5)
+    assert [other.token for other in likely.top] == [ord("H"), 0]
+
+
+def test_the_token_that_ends_an_answer_has_no_log_probability() -> None:
+    engine = engine_over(Table(answer="H"))
+    engine.submit(Job(stream=1, prompt=(5, 0), sampler=Sampler(seed=1, temperature=0), logprobs=0))
+
+    assert [[each.text for each in chunk.logprobs] for chunk in chunks(run(engine), 1)] == [[b"H"], []]
 
 
 def test_free_room_in_the_cache_is_told() -> None:

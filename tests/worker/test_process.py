@@ -7,12 +7,14 @@ pytest.importorskip("llama_cpp")
 from typing import cast
 
 import msgspec
+import numpy as np
 
 from meshnode.errors import InvalidRequest, RequestError, Unsupported
-from meshnode.inference import Logprobs, Message, Request, ResponseFormat, Resume, Sampling
+from meshnode.inference import MAX_BIASES, Bias, Logprobs, Message, Request, ResponseFormat, Resume, Sampling
 from meshnode.worker.engine import Engine, Job, Runtime
 from meshnode.worker.gguf import Facts
-from meshnode.worker.process import _Channel, _Model, _serve, check, sampler
+from meshnode.worker.penalties import Penalties
+from meshnode.worker.process import _Channel, _Model, _serve, check, check_bias, sampler
 from meshnode.worker.protocol import Cancel, Submit, ToChild
 
 PLAIN = Request(id="r", model="m", messages=(Message(role="user", content="Hi"),))
@@ -48,7 +50,6 @@ def test_a_plain_request_passes() -> None:
         ("tools", {"messages": (Message(role="tool", content="1", tool_call_id="c"),)}),
         ("tools", {"messages": (Message(role="assistant", content="", tool_calls="[]"),)}),
         ("response_format", {"response_format": ResponseFormat(kind="json_object")}),
-        ("logprobs", {"logprobs": Logprobs()}),
         ("resume", {"resume": Resume(token_ids=(), emitted_chars=0)}),
     ],
 )
@@ -68,6 +69,19 @@ def test_what_is_not_possible_yet_is_refused_by_name(param: str, changes: dict[s
         ("top_k", {"sampling": Sampling(top_k=-1)}),
         ("max_tokens", {"sampling": Sampling(max_tokens=0)}),
         ("stop", {"sampling": Sampling(stop=("",))}),
+        ("logprobs", {"logprobs": Logprobs(top=21)}),
+        ("logprobs", {"logprobs": Logprobs(top=-1)}),
+        ("min_p", {"sampling": Sampling(min_p=1.1)}),
+        ("min_p", {"sampling": Sampling(min_p=float("nan"))}),
+        ("typical_p", {"sampling": Sampling(typical_p=0)}),
+        ("typical_p", {"sampling": Sampling(typical_p=1.1)}),
+        ("repeat_penalty", {"sampling": Sampling(repeat_penalty=0)}),
+        ("repeat_penalty", {"sampling": Sampling(repeat_penalty=11)}),
+        ("repeat_last_n", {"sampling": Sampling(repeat_last_n=-2)}),
+        ("presence_penalty", {"sampling": Sampling(presence_penalty=2.1)}),
+        ("frequency_penalty", {"sampling": Sampling(frequency_penalty=-2.1)}),
+        ("logit_bias", {"sampling": Sampling(logit_bias=(Bias(1, 101),))}),
+        ("logit_bias", {"sampling": Sampling(logit_bias=(Bias(1, 1),) * (MAX_BIASES + 1))}),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_by_name(param: str, changes: dict[str, object]) -> None:
@@ -79,6 +93,35 @@ def test_the_requests_wishes_come_before_the_files_and_the_files_before_ours() -
     assert sampler(Sampling(temperature=0), FACTS).temperature == 0
     assert sampler(Sampling(), FACTS).top_k == 40
     assert sampler(Sampling(top_k=0), FACTS).top_k == 0
+
+
+def test_every_wish_reaches_the_sampler() -> None:
+    asked = Sampling(min_p=0.1, typical_p=0.9, repeat_penalty=1.2, repeat_last_n=9, presence_penalty=0.3, frequency_penalty=-0.4)
+    made = sampler(asked, FACTS)
+
+    assert (made.min_p, made.typical_p) == (0.1, 0.9)
+    assert made.penalties == Penalties(repeat=1.2, last=9, presence=0.3, frequency=-0.4)
+    assert sampler(Sampling(), FACTS).penalties == Penalties()
+    assert sampler(Sampling(), FACTS, ending={3}).bias is None
+
+
+def test_biases_add_up_to_one_a_token_and_what_ends_an_answer_can_be_forbidden() -> None:
+    row = np.zeros(5, np.float32)
+    asked = Sampling(logit_bias=(Bias(1, 5.0), Bias(1, -2.0), Bias(3, 7.0)), ignore_eos=True)
+    bias = sampler(asked, FACTS, ending={3, 4}).bias
+    assert bias is not None
+    bias.apply(row)
+
+    assert row.tolist() == [0, -2, 0, -np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("token", [-1, 100])
+def test_a_bias_for_a_token_that_the_model_does_not_have_is_refused_by_its_id(token: int) -> None:
+    check_bias(Sampling(logit_bias=(Bias(0, 1), Bias(99, 1))), 100)
+    with pytest.raises(InvalidRequest, match=rf"token {token}; .* 0 to 99") as caught:
+        check_bias(Sampling(logit_bias=(Bias(0, 1), Bias(token, 1))), 100)
+
+    assert caught.value.param == "logit_bias"
 
 
 def test_a_seed_is_kept_and_a_missing_one_is_drawn() -> None:

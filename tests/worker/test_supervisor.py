@@ -5,6 +5,7 @@ Starting one takes half a second, so the tests that leave it as it was share one
 
 import importlib.util
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ pytest.importorskip("llama_cpp")
 import trio
 
 from meshnode.errors import ContextTooLong, InvalidRequest, MeshnodeError, ModelUnavailable, Overloaded, Unsupported, WorkerFailed
-from meshnode.inference import Chunk, End, Event, Finish, Message, Progress, Request, Sampling
+from meshnode.inference import Bias, Chunk, End, Event, Finish, Logprobs, Message, Progress, Request, Sampling
 from meshnode.worker import child, confinement, stream, supervisor
 from meshnode.worker.supervisor import State, Worker
 
@@ -186,6 +187,45 @@ def test_stop_strings_and_max_tokens_are_obeyed(shared: Shared) -> None:
     assert [event.finish for event in limited if isinstance(event, Chunk)] == [None, Finish.LENGTH]
 
 
+def test_an_answer_can_be_kept_from_its_end_and_from_a_word(shared: Shared) -> None:
+    async def test(worker: Worker) -> tuple[list[Event], list[Event]]:
+        plain = await events_of(worker, ask())
+        endless = Sampling(temperature=0, max_tokens=len(plain) + 20, ignore_eos=True)
+        first = next(event.token_ids[0] for event in plain if isinstance(event, Chunk))
+        without = Sampling(temperature=0, max_tokens=1, logit_bias=(Bias(first, -100),))
+        return await events_of(worker, ask(sampling=endless)), await events_of(worker, ask(sampling=without))
+
+    endless, without = shared.run(test)
+    finishes = [event.finish for event in endless if isinstance(event, Chunk)]
+    assert finishes == [None] * (len(finishes) - 1) + [Finish.LENGTH]
+    assert "The" not in "".join(event.text for event in without if isinstance(event, Chunk))
+
+
+def test_log_probabilities_come_with_each_token(shared: Shared) -> None:
+    request = msgspec.structs.replace(ask(), logprobs=Logprobs(top=3))
+    events = shared.run(lambda worker: events_of(worker, request))
+    chunks = [event for event in events if isinstance(event, Chunk)]
+    likely = [each for chunk in chunks for each in chunk.logprobs]
+
+    assert b"".join(each.text for each in likely).decode() == "".join(chunk.text for chunk in chunks)
+    assert all(len(each.top) == 3 and each.top[0].token == each.token for each in likely)
+    assert all(each.logprob == each.top[0].logprob >= each.top[2].logprob for each in likely)
+    assert all(sum(math.exp(other.logprob) for other in each.top) <= 1.001 for each in likely)
+
+
+def test_penalties_keep_a_greedy_answer_from_its_own_words(shared: Shared) -> None:
+    async def test(worker: Worker, sampling: Sampling) -> list[int]:
+        events = await events_of(worker, ask("Tell me a story about a fox.", sampling))
+        return [token for event in events if isinstance(event, Chunk) for token in event.token_ids]
+
+    plain = Sampling(temperature=0, max_tokens=60, ignore_eos=True)
+    strict = msgspec.structs.replace(plain, repeat_penalty=10, repeat_last_n=-1, presence_penalty=2, frequency_penalty=2)
+    often, once = shared.run(lambda worker: test(worker, plain)), shared.run(lambda worker: test(worker, strict))
+
+    assert len(set(often)) < len(often)
+    assert len(set(once)) > len(set(often))
+
+
 def test_a_message_cannot_end_its_own_turn(shared: Shared) -> None:
     def cost(content: str) -> int:
         (end,) = [event for event in shared.run(lambda worker: events_of(worker, ask(content))) if isinstance(event, End)]
@@ -202,6 +242,7 @@ def test_a_message_cannot_end_its_own_turn(shared: Shared) -> None:
         (msgspec.structs.replace(ask(), n=2), Unsupported),
         (ask(sampling=Sampling(max_tokens=0)), InvalidRequest),
         (ask("half a pair: \ud800"), InvalidRequest),
+        (ask(sampling=Sampling(logit_bias=(Bias(10**6, 1),))), InvalidRequest),
     ],
 )
 def test_a_bad_request_fails_alone_and_the_child_goes_on(shared: Shared, request_: Request, error: type[MeshnodeError]) -> None:

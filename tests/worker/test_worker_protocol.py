@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshnode.inference import Chunk, End, Finish, Message, Phase, Progress, Request, Usage
+from meshnode.inference import Alternative, Chunk, End, Finish, Message, Phase, Progress, Request, TokenLogprob, Usage
 from meshnode.worker.protocol import (
     MAX_FRAME,
     Cancel,
@@ -20,6 +20,7 @@ from meshnode.worker.protocol import (
     frame,
 )
 
+LIKELY = TokenLogprob(7, b"\xc3", -0.5, (Alternative(8, b"", -1.5),))
 REQUEST = Request(id="r", model="m", messages=(Message(role="user", content="Hi \N{PILE OF POO}"),))
 
 
@@ -27,6 +28,7 @@ def test_a_step_comes_over_as_it_was() -> None:
     step = Step(
         events=(
             (1, Progress(phase=Phase.PREFILL, done=3, total=9)),
+            (2, Chunk(choice=0, text="", token_ids=(7,), logprobs=(LIKELY,))),
             (2, Chunk(choice=0, text="é", token_ids=(7,), finish=Finish.STOP)),
             (2, End(usage=Usage(prompt_tokens=1, completion_tokens=2))),
             (3, Failure(code="internal_error", message="m", retry_after=1.5)),
