@@ -116,6 +116,16 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def kinds(text: str) -> dict[str, dict[str, object]]:
+    """For each of `tools` the JSON schema type of each of its arguments, as far as it says one. `names` must have taken them."""
+    found: dict[str, dict[str, object]] = {}
+    for tool in msgspec.json.decode(text, type=list[_Tool]):
+        properties = (tool.function.parameters or {}).get("properties")
+        known = properties.items() if isinstance(properties, dict) else ()
+        found[tool.function.name] = {name: schema.get("type") for name, schema in known if isinstance(schema, dict)}
+    return found
+
+
 def _check_name(name: str, others: Container[str], place: str) -> None:
     if not _NAME.fullmatch(name):
         raise InvalidRequest(f"`{place}` must be 1 to {MAX_TOOL_NAME} letters, digits, `_`, `-` and `.`.", param=place)
