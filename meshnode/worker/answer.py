@@ -25,7 +25,7 @@ _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Form:
-    """How an answer is to be read. The default takes all as text."""
+    """How an answer is to be read."""
 
     thinking: tuple[str, str] | None = None
     marks: tuple[Mark, ...] = ()
@@ -45,6 +45,10 @@ class Form:
         return not self.thinking and not self.kinds
 
 
+PLAIN = Form()
+"""All of it is text."""
+
+
 @dataclass(frozen=True)
 class Said:
     """What a piece of the model's output came to."""
@@ -52,6 +56,9 @@ class Said:
     text: str = ""
     reasoning: str = ""
     calls: tuple[ToolCall, ...] = ()
+
+    def __add__(self, later: "Said") -> "Said":
+        return Said(self.text + later.text, self.reasoning + later.reasoning, self.calls + later.calls)
 
 
 class _Place(Enum):

@@ -86,17 +86,18 @@ def dialect_of(template: str, *, takes_tools: bool) -> Dialect:
     return Dialect(marks or (_UNMARKED,), thinking)
 
 
-def forced(dialect: Dialect, tools: Tools, *, thinks: bool) -> tuple[Region, ...]:
-    """What is put behind the prompt so that the model has to call; empty when it need not.
+def opening(dialect: Dialect, tools: Tools, prompt: Sequence[Region]) -> tuple[tuple[Region, ...], str]:
+    """What is put behind `prompt` so that the model has to call, if it has to; and how the answer has begun, with that, already.
 
     A name is the client's text. Thoughts that the template has begun are ended at once. What the model makes of the arguments is
     up to it.
     """
+    thinking = dialect.thinking if dialect.thinks(prompt) else None
     if tools.choice not in (Choice.REQUIRED, Choice.FUNCTION):
-        return ()
+        return (), thinking[0] if thinking else ""
     mark = dialect.marks[0]
-    closing = (Region(text=f"\n{dialect.thinking[1]}\n\n", ours=True),) if thinks and dialect.thinking else ()
-    first = Region(text=mark.first, ours=True)
-    if tools.choice is Choice.REQUIRED:
-        return (*closing, first)
-    return (*closing, first, Region(text=tools.only, ours=False), Region(text=mark.between, ours=True))
+    call = [Region(text=mark.first, ours=True)]
+    if tools.choice is Choice.FUNCTION:
+        call += [Region(text=tools.only, ours=False), Region(text=mark.between, ours=True)]
+    closing = [Region(text=f"\n{thinking[1]}\n\n", ours=True)] if thinking else []
+    return (*closing, *call), "".join(region.text for region in call)

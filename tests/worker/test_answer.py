@@ -1,6 +1,7 @@
 """What models write, as each family writes it, and what is only like it; whole and in pieces."""
 
 import json
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -30,12 +31,8 @@ def form(dialect: Dialect = HERMES, **changes: Any) -> Form:
     return Form(**{"thinking": dialect.thinking, "marks": dialect.marks, "kinds": KINDS, "seed": "r", **changes})
 
 
-def joined(parts: list[Said]) -> Said:
-    return Said(
-        text="".join(part.text for part in parts),
-        reasoning="".join(part.reasoning for part in parts),
-        calls=tuple(call for part in parts for call in part.calls),
-    )
+def joined(parts: Iterable[Said]) -> Said:
+    return sum(parts, Said())
 
 
 def read(form: Form, *pieces: str) -> Said:
