@@ -200,7 +200,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chu
 
     `token_ids` are the tokens drawn since the last chunk, held-back text included. `finish` is set on the choice's last chunk.
     `logprobs`, where asked for, are those of `token_ids`, without the token that ends the answer. What the model thinks before it
-    answers is `reasoning` and no part of the text, and neither are its calls of tools.
+    answers is `reasoning` and no part of the text, and neither are its calls of tools. `stop` tells beside `finish` which of the
+    request's stop strings ended the choice, if one did.
     """
 
     choice: int
@@ -210,6 +211,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chu
     logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    stop: int | None = None
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end"):

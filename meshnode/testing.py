@@ -18,8 +18,9 @@ from meshnode.wire.messages import ModelState
 class FakeWorker:
     """A Backend that says `words`, one a step, `delay` seconds apart, after `delay` seconds of prefill; then raises or ends.
 
-    A word may be a Chunk, for what is no text: reasoning, calls of tools. After `fail_after` words it raises `failure()` (0:
-    before the first). `requests`, `steps`, `finished` and `cancelled` tell what happened to it.
+    A word may be a Chunk, for what is no text: reasoning, calls of tools; one that is a stop string of the request ends it. After
+    `fail_after` words it raises `failure()` (0: before the first). `requests`, `steps`, `finished` and `cancelled` tell what happened
+    to it.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class _FakeEvents:
         self.ended = False
         self._worker = worker
         self._limit = request.sampling.max_tokens
+        self._stops = request.sampling.stop
         self._top = request.logprobs.top if request.logprobs else None
         self._prompt = sum(len(message.content.split()) for message in request.messages)
         self._said = -1
@@ -91,13 +93,18 @@ class _FakeEvents:
         self._worker.steps += 1
         logprobs = self._logprobs(index)
         word = words[index]
+        if word in self._stops:
+            return self._ending(Chunk(choice=0, text="", token_ids=(index,), stop=self._stops.index(word)), Finish.STOP)
         said = word if isinstance(word, Chunk) else Chunk(choice=0, text=word)
         said = msgspec.structs.replace(said, token_ids=(index,), logprobs=logprobs)
         if self._said < len(words):
             return (said,)
+        return self._ending(said, self._finish(words))
+
+    def _ending(self, last: Chunk, finish: Finish) -> tuple[Event, ...]:
         self.ended = True
-        usage = Usage(prompt_tokens=self._prompt, completion_tokens=len(words))
-        return (msgspec.structs.replace(said, finish=self._finish(words)), End(usage=usage))
+        usage = Usage(prompt_tokens=self._prompt, completion_tokens=self._said)
+        return (msgspec.structs.replace(last, finish=finish), End(usage=usage))
 
     def _finish(self, words: Sequence[str | Chunk]) -> Finish:
         if len(words) < len(self._worker.words):

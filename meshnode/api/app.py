@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from meshnode.api import auth, handlers
 from meshnode.api.exchange import Exchange, Node, json_response
 from meshnode.api.http import Headers, Request, Response, header_text
-from meshnode.api.openai import error_object
+from meshnode.api.openai_error import error_object
 from meshnode.errors import InternalError, MeshnodeError, MethodNotAllowed, NotFound, ServingError, Unauthorized
 from meshnode.names import printable
 

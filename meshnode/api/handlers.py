@@ -1,117 +1,29 @@
-"""The endpoints. Each is an `async with` whose value is the response: the work behind it ends where the block is left.
-
-Late headers (design D24): a streamed answer's status waits for the first text or failure, at most `PATIENCE_S`, so that an early
-failure keeps its status code and another node may still be tried. After that the status is 200, and a failure is an event.
-"""
+"""The endpoints. Each is an `async with` whose value is the response: the work behind it ends where the block is left."""
 
 import difflib
-import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
-import trio
 
-from meshnode.api.completion import DONE, ChunkStream, Collected, Identity, comment
-from meshnode.api.exchange import Answer, Exchange, json_response
-from meshnode.api.http import Headers, Response, header_text
-from meshnode.api.openai import chat_request, error_object
-from meshnode.errors import InternalError, InvalidRequest, MeshnodeError, ModelNotFound
-from meshnode.inference import End, Event, Progress
+from meshnode.api.answering import answered
+from meshnode.api.exchange import Exchange, json_response
+from meshnode.api.http import Response
+from meshnode.api.openai import chat_request
+from meshnode.errors import InvalidRequest, ModelNotFound
 from meshnode.names import printable
 from meshnode.routing.table import Listing
-
-log = logging.getLogger("meshnode.api")
-
-PATIENCE_S = 10.0
-"""Of silence: then the headers go out, and afterwards a comment, below the 15 s and more after which proxies give up."""
-
-_STREAM_HEADERS: Headers = (
-    ("content-type", "text/event-stream; charset=utf-8"),
-    ("cache-control", "no-cache"),
-    ("x-accel-buffering", "no"),
-)
 
 
 @asynccontextmanager
 async def chat_completions(exchange: Exchange) -> AsyncIterator[Response]:
-    asked = chat_request(exchange.request.body, request_id=exchange.id)
-    created = int(time.time())
-
-    def identity(answer: Answer) -> Identity:
-        return Identity(id=f"chatcmpl-{exchange.id}", created=created, model=answer.model)
-
-    async with exchange.node.submit(asked.request) as answer:
-        if asked.stream:
-            waiting = _Waiting(answer)
-            first = await waiting.next_batch()
-            body = _pieces(first, waiting, lambda: ChunkStream(identity(answer), include_usage=asked.include_usage), exchange.id)
-            yield Response(headers=(*_STREAM_HEADERS, *_served_by(answer)), body=body)
-        else:
-            collected = Collected()
-            async for batch in answer.events:
-                collected.add(batch)
-            yield json_response(collected.completion(identity(answer)), headers=_served_by(answer))
+    asked = chat_request(exchange.request.body, request_id=exchange.id, created=int(time.time()))
+    async with answered(exchange, asked) as response:
+        yield response
 
 
-def _served_by(answer: Answer) -> Headers:
-    return (("x-meshnode-node", header_text(answer.node)), ("x-meshnode-reason", header_text(answer.reason)))
-
-
-class _Waiting:
-    """The wait for the next batch that has something to say, with progress kept for the comments meanwhile."""
-
-    def __init__(self, answer: Answer) -> None:
-        self.progress: Progress | None = None
-        self._events = answer.events
-
-    async def next_batch(self) -> tuple[Event, ...] | None:
-        """None after `PATIENCE_S` without one. The wait that is then cut loses nothing: see `backend.Events`."""
-        with trio.move_on_after(PATIENCE_S):
-            while True:
-                batch = await anext(self._events, None)
-                if batch is None:
-                    raise InternalError("The answer ended without its end.")
-                if any(not isinstance(event, Progress) for event in batch):
-                    return batch
-                self.progress = next(event for event in reversed(batch) if isinstance(event, Progress))
-        return None
-
-
-async def _pieces(
-    batch: tuple[Event, ...] | None, waiting: _Waiting, chunks_of: Callable[[], ChunkStream], exchange_id: str
-) -> AsyncGenerator[bytes, None]:
-    """A streamed body that begins with `batch`. All that is ready together goes out in one piece.
-
-    `chunks_of` is called once a batch is there: before, the model's served name may change. A failure is the last event, and no
-    `[DONE]` follows it.
-    """
-    chunks: ChunkStream | None = None
-    try:
-        while True:
-            if batch is None:
-                yield comment(None if chunks else waiting.progress)
-            else:
-                chunks = chunks or chunks_of()
-                ended = isinstance(batch[-1], End)
-                if piece := chunks.encode(batch) + (DONE if ended else b""):
-                    yield piece
-                if ended:
-                    return
-            batch = await waiting.next_batch()
-    except MeshnodeError as error:
-        yield _error_event(error)
-    except Exception:
-        log.exception("%s: a stream failed by a bug; please report it.", exchange_id)
-        yield _error_event(InternalError("The node failed in the middle of the answer; its log says why."))
-
-
-def _error_event(error: MeshnodeError) -> bytes:
-    return b"data: %b\n\n" % error_object(error)
-
-
-def _plain(respond: Callable[[Exchange], Response]) -> Callable[[Exchange], AbstractAsyncContextManager[Response]]:
+def plain(respond: Callable[[Exchange], Response]) -> Callable[[Exchange], AbstractAsyncContextManager[Response]]:
     """A handler that has its response at once, and nothing to end."""
 
     @asynccontextmanager
@@ -121,13 +33,13 @@ def _plain(respond: Callable[[Exchange], Response]) -> Callable[[Exchange], Abst
     return handler
 
 
-@_plain
+@plain
 def models(exchange: Exchange) -> Response:
     listed = [_model_object(each, exchange.started) for each in exchange.node.models()]
     return json_response(msgspec.json.encode({"object": "list", "data": listed}))
 
 
-@_plain
+@plain
 def model(exchange: Exchange) -> Response:
     listings = exchange.node.models()
     for listing in listings:
@@ -158,12 +70,12 @@ def _model_object(listing: Listing, created: int) -> dict[str, object]:
     }
 
 
-@_plain
+@plain
 def healthz(_: Exchange) -> Response:
     return json_response(b'{"status":"ok"}')
 
 
-@_plain
+@plain
 def readyz(exchange: Exchange) -> Response:
     if reason := exchange.node.ready():
         return json_response(msgspec.json.encode({"status": "not ready", "reason": reason}), status=503)
@@ -184,6 +96,6 @@ async def join(exchange: Exchange) -> AsyncIterator[Response]:
     yield json_response(msgspec.json.encode(await exchange.node.join(wanted.peer)))
 
 
-@_plain
+@plain
 def status(exchange: Exchange) -> Response:
     return json_response(msgspec.json.encode(exchange.node.report()))

@@ -266,7 +266,7 @@ class Engine:
         if finish is Finish.STOP and stream.answer.called:
             finish = Finish.TOOL_CALLS
         self._retire(stream)
-        chunk = msgspec.structs.replace(_chunk(stream, token, said, logprobs), finish=finish)
+        chunk = msgspec.structs.replace(_chunk(stream, token, said, logprobs), finish=finish, stop=stream.text.stop)
         return [(stream.job.stream, chunk), (stream.job.stream, self._end(stream, now))]
 
     def _logprobs(self, job: Job, logits: Logits, token: int) -> tuple[TokenLogprob, ...]:
