@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Collection
+from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar, assert_never
 
@@ -111,7 +112,7 @@ class _Model:
             kinds=tools.kinds(request.tools) if request.tools is not None and wanted.names else {},
             parallel=request.parallel_tool_calls and wanted.choice is not tools.Choice.FUNCTION,
             begun=begun,
-            seed=request.id,
+            seed=seed(request) if wanted.names else "",
             short_ids=dialect.short_ids,
             controls={token: text.encode() for token, text in shown.items()},
         )
@@ -121,6 +122,11 @@ def control(runtime: LlamaRuntime, text: str) -> tuple[int, ...]:
     """The control token of this text, whose piece is empty, if the model has one."""
     tokens = runtime.tokenize(text, True)
     return (tokens[0],) if len(tokens) == 1 and not runtime.piece(tokens[0]) else ()
+
+
+def seed(request: Request) -> str:
+    """Of the ids of its calls. A client may give all its requests the same id, but a conversation grows."""
+    return f"{request.id}/{blake2b(msgspec.msgpack.encode(request.messages), digest_size=16).hexdigest()}"
 
 
 def wanted_tools(request: Request) -> tools.Tools:

@@ -155,7 +155,8 @@ def _uses_tools(message: Message) -> bool:
 def main() -> None:
     """The renderer process: one answer to each message, until the other end is gone."""
     # Imported here: the worker holds a handle of this module, and must not load the sandbox.
-    from meshnode.worker.template import Broken, Refused, Template
+    from meshnode.worker.content import Broken, Refused
+    from meshnode.worker.template import Template
 
     channel = socket.socket(fileno=int(sys.argv[1]))
     confinement.confine(parent=int(sys.argv[2]), address_space=ADDRESS_SPACE)

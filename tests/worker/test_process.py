@@ -16,7 +16,7 @@ from meshnode.worker.engine import Engine, Job, Runtime
 from meshnode.worker.gguf import Facts
 from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.penalties import Penalties
-from meshnode.worker.process import _Channel, _Model, _serve, check, check_bias, control, sampler, wanted_tools
+from meshnode.worker.process import _Channel, _Model, _serve, check, check_bias, control, sampler, seed, wanted_tools
 from meshnode.worker.protocol import Cancel, Submit, ToChild
 
 PLAIN = Request(id="r", model="m", messages=(Message(role="user", content="Hi"),))
@@ -159,6 +159,13 @@ def test_what_a_peer_says_wrongly_about_tools_is_refused_by_name(changes: dict[s
         wanted_tools(msgspec.structs.replace(PLAIN, **changes))
 
     assert caught.value.param == param
+
+
+def test_the_ids_of_calls_differ_from_turn_to_turn_even_if_requests_call_themselves_alike() -> None:
+    later = msgspec.structs.replace(PLAIN, messages=(*PLAIN.messages, *PLAIN.messages))
+
+    assert seed(PLAIN) == seed(msgspec.structs.replace(PLAIN))
+    assert len({seed(PLAIN), seed(later), seed(msgspec.structs.replace(PLAIN, id="s"))}) == 3
 
 
 class Marked:

@@ -12,9 +12,10 @@ from worker.tool_templates import ALL, CODER, DEEPSEEK, LLAMA, MISTRAL, QWEN
 
 from meshnode.inference import Message
 from meshnode.tools import Choice, Tools
+from meshnode.worker.content import MAX_DEPTH, Broken, Refused
 from meshnode.worker.dialect import dialect_of, opening
 from meshnode.worker.protocol import Region
-from meshnode.worker.template import MAX_DEPTH, Broken, Refused, Template
+from meshnode.worker.template import Template
 
 WEATHER = {
     "type": "function",
