@@ -50,7 +50,7 @@ class Collected:
             if isinstance(event, Chunk):
                 entries = list(map(logprobs.entry, event.logprobs))
                 self._size += len(event.text) + len(event.reasoning) + _CHUNK_COST + sum(map(len, entries))
-                self._size += sum(len(piece.arguments) + _CHUNK_COST for piece in event.tool_calls)
+                self._size += sum(len(piece.id + piece.name + piece.arguments) + _CHUNK_COST for piece in event.tool_calls)
                 if self._size > MAX_ANSWER:
                     raise InternalError(
                         f"The answer is longer than {MAX_ANSWER} characters.", hint="Set max_tokens, or stream it."

@@ -59,6 +59,8 @@ class _Body(Fields, frozen=True, kw_only=True):
     tools: msgspec.Raw = _ABSENT
     tool_choice: msgspec.Raw = _ABSENT
     parallel_tool_calls: bool | None = None
+    functions: msgspec.Raw = _ABSENT
+    function_call: msgspec.Raw = _ABSENT
     response_format: _Format | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -167,6 +169,9 @@ def _calls(raw: msgspec.Raw, place: str) -> str | None:
 
 def _tools(asked: _Body) -> tuple[str | None, str | None]:
     """The texts of `tools` and `tool_choice`, once they are known to be right."""
+    for name, old in (("functions", asked.functions), ("function_call", asked.function_call)):
+        if _text(old, name) is not None:
+            raise Unsupported(f"`{name}` is not supported.", hint="Use `tools` and `tool_choice`.", param=name)
     offered, choice = _text(asked.tools, "tools"), _text(asked.tool_choice, "tool_choice")
     names = tools.names(offered) if offered is not None else ()
     tools.requested(names, choice)

@@ -13,6 +13,9 @@ from meshnode.worker.protocol import Region
 
 MAX_DEPTH = 64
 """Of tools and of arguments; schemas that people write have a dozen levels."""
+MAX_VALUES = 20_000
+"""In all of them together, since all streams of the model wait while a template writes them: at most half a second. A hundred
+tools that people wrote have 5,000."""
 _PRIVATE_USE = (0xF0000, 0xFFFFD)
 
 
@@ -85,24 +88,45 @@ class Content(str):
         return map(self.like, self.raw)
 
 
-def texts(value: object, depth: int) -> Iterator[str]:
-    """Every text in `value`, keys too."""
-    if depth > MAX_DEPTH:
-        raise Refused("they nest too deep")
+def check(values: list[object]) -> None:
+    """Raises Refused for tools and arguments that nest too deep or are too many values."""
+    count = 0
+    for _ in range(MAX_DEPTH):
+        values = [inner for value in values for inner in _inside(value)]
+        count += len(values)
+        if count > MAX_VALUES:
+            raise Refused(f"their tools and arguments are more than {MAX_VALUES} values")
+        if not values:
+            return
+    raise Refused(f"their tools or arguments nest deeper than {MAX_DEPTH}")
+
+
+def _inside(value: object) -> Iterable[object]:
+    match value:
+        case dict():
+            return value.values()
+        case list():
+            return value
+        case _:
+            return ()
+
+
+def texts(value: object) -> Iterator[str]:
+    """Every text in `value`, whose depth is known to be bounded; keys too."""
     match value:
         case str():
             yield value
         case dict():
-            for key, item in value.items():
-                yield key
-                yield from texts(item, depth + 1)
+            yield from value
+            for item in value.values():
+                yield from texts(item)
         case list():
             for item in value:
-                yield from texts(item, depth + 1)
+                yield from texts(item)
 
 
 def contents(value: object, seed: Content) -> object:
-    """`value`, whose depth is known to be bounded, with every text in it as Content."""
+    """`value` with every text in it as Content."""
     match value:
         case str():
             return seed.like(value)

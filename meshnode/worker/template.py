@@ -28,7 +28,7 @@ from jinja2.runtime import Context
 from jinja2.visitor import NodeTransformer
 
 from meshnode.inference import Message
-from meshnode.worker.content import MAX_DEPTH, Broken, Content, Marks, Refused, contents, texts
+from meshnode.worker.content import MAX_DEPTH, Broken, Content, Marks, Refused, check, contents, texts
 from meshnode.worker.conversation import decoded, values
 from meshnode.worker.protocol import Region
 
@@ -292,7 +292,8 @@ class Template:
             return self._render([*values(messages, parsed=False)], offered)
 
     def _render(self, messages: list[dict[str, object]], tools: object) -> tuple[Region, ...]:
-        marks = Marks([self._source, *texts(messages, 0), *texts(tools, 0)])
+        check([tools, *(message.get("tool_calls") for message in messages)])
+        marks = Marks([self._source, *texts(messages), *texts(tools)])
         seed = Content()
         seed.marks = marks
         pieces, length = [], 0

@@ -22,6 +22,8 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 import trio
+from tiny_model import make_tiny_model, tiny_tokenizer
+from worker.tool_templates import MISTRAL
 
 from meshnode.errors import ContextTooLong, InvalidRequest, MeshnodeError, ModelUnavailable, Overloaded, Unsupported, WorkerFailed
 from meshnode.inference import Bias, Chunk, End, Event, Finish, Logprobs, Message, Progress, Request, Sampling
@@ -258,6 +260,19 @@ def test_a_model_that_must_call_begins_to(shared: Shared) -> None:
     assert text.startswith('<tool_call>\n{"name": "weather", "arguments": ') or [
         call.name for chunk in said for call in chunk.tool_calls if call.id
     ] == ["weather"]
+
+
+@pytest.mark.slow
+async def test_a_mark_that_is_a_control_token_is_seen_by_the_reader_of_calls_and_by_nobody_else(tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path / "marked.gguf", template=MISTRAL)
+    mark = tiny_tokenizer().tokens.index("<|im_start|>")
+    path.write_bytes(path.read_bytes().replace(b"<|im_start|>", b"[TOOL_CALLS]"))
+    always = Sampling(temperature=0, max_tokens=3, logit_bias=(Bias(mark, 100),))
+    async with running(Worker("demo", path, cache_dir=tmp_path)) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+
+        assert await answer(worker, msgspec.structs.replace(ask(sampling=always), tools=TOOLS)) == "[TOOL_CALLS]" * 3
+        assert await answer(worker, ask(sampling=always)) == ""
 
 
 @pytest.mark.parametrize(
