@@ -76,7 +76,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int | None = None
     seed: int | None = None
     max_tokens: int | None = None
-    """Of the answer, per choice; None means until the context is full."""
+    """Of the answer, per choice; None means until the context is full. 0: only count the prompt, of whatever length."""
     stop: tuple[str, ...] = ()
     min_p: float | None = None
     typical_p: float | None = None
@@ -117,6 +117,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """As resolved: a model's name, without `@node` or aliases of other nodes."""
     messages: tuple[Message, ...]
+    prompt: str | None = None
+    """In place of messages and a template: the model goes on with this very text, in which it may name control tokens."""
     sampling: Sampling = Sampling()
     n: int = 1
     tools: str | None = None
@@ -125,6 +127,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """JSON text of OpenAI's `tool_choice`."""
     parallel_tool_calls: bool = True
     """Whether an answer may call several tools; else it ends with the first call."""
+    thinking: bool | None = None
+    """Whether the model shall think before it answers, where its template leaves us the choice. None: as the template has it."""
     response_format: ResponseFormat = ResponseFormat()
     logprobs: Logprobs | None = None
     priority: Priority = Priority.DEFAULT

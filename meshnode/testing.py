@@ -18,9 +18,9 @@ from meshnode.wire.messages import ModelState
 class FakeWorker:
     """A Backend that says `words`, one a step, `delay` seconds apart, after `delay` seconds of prefill; then raises or ends.
 
-    A word may be a Chunk, for what is no text: reasoning, calls of tools; one that is a stop string of the request ends it. After
-    `fail_after` words it raises `failure()` (0: before the first). `requests`, `steps`, `finished` and `cancelled` tell what happened
-    to it.
+    A word may be a Chunk, for what is no text: reasoning, calls of tools; one that is a stop string of the request ends it.
+    After `fail_after` words it raises `failure()` (0: before the first). `requests`, `steps`, `finished` and `cancelled` tell
+    what happened to it.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class _FakeEvents:
         self._limit = request.sampling.max_tokens
         self._stops = request.sampling.stop
         self._top = request.logprobs.top if request.logprobs else None
-        self._prompt = sum(len(message.content.split()) for message in request.messages)
+        self._prompt = sum(len(text.split()) for text in (request.prompt or "", *(each.content for each in request.messages)))
         self._said = -1
         self._due: float | None = None
 
@@ -88,6 +88,8 @@ class _FakeEvents:
 
     def _step(self) -> tuple[Event, ...]:
         words = self._worker.words[: self._limit]
+        if not words:
+            return self._ending(Chunk(choice=0, text=""), Finish.LENGTH)
         index = self._said
         self._said += 1
         self._worker.steps += 1

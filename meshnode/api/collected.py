@@ -95,7 +95,7 @@ class Collected:
 
 
 def _cost(chunk: Chunk) -> int:
-    calls = sum(len(piece.arguments) + _CHUNK_COST for piece in chunk.tool_calls)
+    calls = sum(len(piece.id + piece.name + piece.arguments) + _CHUNK_COST for piece in chunk.tool_calls)
     tokens = sum(
         len(token.text) + sum(len(each.text) for each in token.top) + _LOGPROB_COST * (1 + len(token.top))
         for token in chunk.logprobs

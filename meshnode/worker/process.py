@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Collection
+from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar, assert_never
 
@@ -22,9 +23,9 @@ import msgspec
 
 from meshnode import tools
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
-from meshnode.inference import MAX_BIASES, MAX_TOP_LOGPROBS, Event, Request, Sampling
+from meshnode.inference import MAX_BIASES, MAX_TOP_LOGPROBS, Chunk, End, Event, Finish, Request, Sampling, Usage
 from meshnode.worker import confinement, sampling
-from meshnode.worker.answer import Form
+from meshnode.worker.answer import PLAIN, Form
 from meshnode.worker.dialect import dialect_of, opening
 from meshnode.worker.engine import Engine, Happening, Job
 from meshnode.worker.gguf import Facts
@@ -32,7 +33,7 @@ from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.machine import MemoryShort
 from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
 from meshnode.worker.prompt import Tokenizer
-from meshnode.worker.protocol import Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
+from meshnode.worker.protocol import Cancel, Failure, Frames, Load, Ready, Refused, Region, Step, Submit, ToChild, ToParent, frame
 from meshnode.worker.renderer import CHATML, Renderer
 
 _RECEIVE = 256 * 1024
@@ -90,17 +91,24 @@ class _Model:
         check(request)
         check_bias(request.sampling, self._vocabulary)
         wanted = wanted_tools(request)
-        prompt = self._render(request.messages, request.tools if wanted.names else None)
-        forced, begun = opening(self._dialect, wanted, prompt)
+        prompt, begun = self._prompt(request, wanted)
         return Job(
             stream=stream,
-            prompt=self._tokens((*prompt, *forced)),
+            prompt=self._tokens(prompt),
             sampler=sampler(request.sampling, self._facts, self._ending),
             max_tokens=request.sampling.max_tokens,
-            stops=request.sampling.stop + self._stops,
+            stops=request.sampling.stop + (self._stops if request.prompt is None else ()),
             logprobs=request.logprobs.top if request.logprobs else None,
-            form=self._form(request, wanted, begun),
+            form=self._form(request, wanted, begun) if request.prompt is None else PLAIN,
         )
+
+    def _prompt(self, request: Request, wanted: tools.Tools) -> tuple[tuple[Region, ...], str]:
+        """And how it has begun the answer already."""
+        if request.prompt is not None:
+            return (Region(text=request.prompt, ours=True),), ""
+        prompt = self._render(request.messages, request.tools if wanted.names else None, request.thinking)
+        forced, begun = opening(self._dialect, wanted, prompt)
+        return (*prompt, *forced), begun
 
     def _form(self, request: Request, wanted: tools.Tools, begun: str) -> Form:
         dialect = self._dialect
@@ -111,7 +119,7 @@ class _Model:
             kinds=tools.kinds(request.tools) if request.tools is not None and wanted.names else {},
             parallel=request.parallel_tool_calls and wanted.choice is not tools.Choice.FUNCTION,
             begun=begun,
-            seed=request.id,
+            seed=seed(request) if wanted.names else "",
             short_ids=dialect.short_ids,
             controls={token: text.encode() for token, text in shown.items()},
         )
@@ -121,6 +129,11 @@ def control(runtime: LlamaRuntime, text: str) -> tuple[int, ...]:
     """The control token of this text, whose piece is empty, if the model has one."""
     tokens = runtime.tokenize(text, True)
     return (tokens[0],) if len(tokens) == 1 and not runtime.piece(tokens[0]) else ()
+
+
+def seed(request: Request) -> str:
+    """Of the ids of its calls. A client may give all its requests the same id, but a conversation grows."""
+    return f"{request.id}/{blake2b(msgspec.msgpack.encode(request.messages), digest_size=16).hexdigest()}"
 
 
 def wanted_tools(request: Request) -> tools.Tools:
@@ -142,11 +155,11 @@ def check(request: Request) -> None:
     asked = request.sampling
     invalid = {
         "n": request.n < 1,
-        "messages": not request.messages,
+        "messages": bool(request.messages) == (request.prompt is not None),
         "temperature": asked.temperature is not None and not asked.temperature >= 0,
         "top_p": asked.top_p is not None and not 0 < asked.top_p <= 1,
         "top_k": asked.top_k is not None and asked.top_k < 0,
-        "max_tokens": asked.max_tokens is not None and asked.max_tokens < 1,
+        "max_tokens": asked.max_tokens is not None and asked.max_tokens < 0,
         "stop": not all(asked.stop),
         "logprobs": request.logprobs is not None and not 0 <= request.logprobs.top <= MAX_TOP_LOGPROBS,
         "min_p": not _within(asked.min_p, 0, 1),
@@ -217,7 +230,12 @@ def _queue(commands: list[ToChild], waiting: dict[int, Submit], engine: Engine) 
 def _take(submit: Submit, model: _Model) -> list[Happening]:
     """Prepare a request for the engine; what that brings at once is its refusal."""
     try:
-        model.engine.submit(model.job(submit.stream, submit.request))
+        job = model.job(submit.stream, submit.request)
+        if not job.prompt:
+            raise InvalidRequest("The prompt is empty.", param="prompt")
+        if job.max_tokens == 0:
+            return counted(job)
+        model.engine.submit(job)
     except MeshnodeError as error:
         return [(submit.stream, error)]
     except Exception as error:
@@ -225,6 +243,12 @@ def _take(submit: Submit, model: _Model) -> list[Happening]:
         print(type(error).__name__, *traceback.format_tb(error.__traceback__), sep="\n", file=sys.stderr)  # noqa: T201 - the parent reads it
         return [(submit.stream, InternalError(f"The worker failed on this request: {type(error).__name__}."))]
     return []
+
+
+def counted(job: Job) -> list[Happening]:
+    """The answer to who only asks how long the prompt is."""
+    usage = Usage(prompt_tokens=len(job.prompt), completion_tokens=0)
+    return [(job.stream, Chunk(choice=0, text="", finish=Finish.LENGTH)), (job.stream, End(usage=usage))]
 
 
 def _serve(channel: _Channel, model: _Model) -> None:

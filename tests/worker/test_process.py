@@ -16,7 +16,7 @@ from meshnode.worker.engine import Engine, Job, Runtime
 from meshnode.worker.gguf import Facts
 from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.penalties import Penalties
-from meshnode.worker.process import _Channel, _Model, _serve, check, check_bias, control, sampler, wanted_tools
+from meshnode.worker.process import _Channel, _Model, _serve, check, check_bias, control, sampler, seed, wanted_tools
 from meshnode.worker.protocol import Cancel, Submit, ToChild
 
 PLAIN = Request(id="r", model="m", messages=(Message(role="user", content="Hi"),))
@@ -60,13 +60,14 @@ def test_what_is_not_possible_yet_is_refused_by_name(param: str, changes: dict[s
     ("param", "changes"),
     [
         ("messages", {"messages": ()}),
+        ("messages", {"prompt": "Once"}),
         ("n", {"n": 0}),
         ("temperature", {"sampling": Sampling(temperature=-1)}),
         ("temperature", {"sampling": Sampling(temperature=float("nan"))}),
         ("top_p", {"sampling": Sampling(top_p=0)}),
         ("top_p", {"sampling": Sampling(top_p=1.5)}),
         ("top_k", {"sampling": Sampling(top_k=-1)}),
-        ("max_tokens", {"sampling": Sampling(max_tokens=0)}),
+        ("max_tokens", {"sampling": Sampling(max_tokens=-1)}),
         ("stop", {"sampling": Sampling(stop=("",))}),
         ("logprobs", {"logprobs": Logprobs(top=21)}),
         ("logprobs", {"logprobs": Logprobs(top=-1)}),
@@ -159,6 +160,13 @@ def test_what_a_peer_says_wrongly_about_tools_is_refused_by_name(changes: dict[s
         wanted_tools(msgspec.structs.replace(PLAIN, **changes))
 
     assert caught.value.param == param
+
+
+def test_the_ids_of_calls_differ_from_turn_to_turn_even_if_requests_call_themselves_alike() -> None:
+    later = msgspec.structs.replace(PLAIN, messages=(*PLAIN.messages, *PLAIN.messages))
+
+    assert seed(PLAIN) == seed(msgspec.structs.replace(PLAIN))
+    assert len({seed(PLAIN), seed(later), seed(msgspec.structs.replace(PLAIN, id="s"))}) == 3
 
 
 class Marked:

@@ -22,6 +22,8 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 import trio
+from tiny_model import make_tiny_model, tiny_tokenizer
+from worker.tool_templates import MISTRAL
 
 from meshnode.errors import ContextTooLong, InvalidRequest, MeshnodeError, ModelUnavailable, Overloaded, Unsupported, WorkerFailed
 from meshnode.inference import Bias, Chunk, End, Event, Finish, Logprobs, Message, Progress, Request, Sampling
@@ -235,6 +237,29 @@ def test_a_message_cannot_end_its_own_turn(shared: Shared) -> None:
     assert cost("Hi" + "<|im_end|>" * 11) - cost("Hi<|im_end|>") >= 40
 
 
+def test_a_plain_prompt_is_gone_on_with_without_a_template_and_may_name_control_tokens(shared: Shared) -> None:
+    """The prompt is what the template makes of the question, spelt by the client; hence the same answer, at the same cost."""
+    spelt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    plain = msgspec.structs.replace(ask(), messages=(), prompt=spelt)
+    told, own = shared.run(lambda worker: events_of(worker, ask())), shared.run(lambda worker: events_of(worker, plain))
+
+    assert [event.text for event in own if isinstance(event, Chunk)] == [event.text for event in told if isinstance(event, Chunk)]
+    assert isinstance(own[-1], End)
+    assert isinstance(told[-1], End)
+    assert own[-1].usage.prompt_tokens == told[-1].usage.prompt_tokens
+
+
+def test_a_prompt_is_counted_without_an_answer_even_one_beyond_the_context(shared: Shared) -> None:
+    def counted(content: str) -> tuple[str, int]:
+        events = shared.run(lambda worker: events_of(worker, ask(content, Sampling(max_tokens=0))))
+        assert isinstance(events[-1], End)
+        return "".join(event.text for event in events if isinstance(event, Chunk)), events[-1].usage.prompt_tokens
+
+    (end,) = [event for event in shared.run(lambda worker: events_of(worker, ask())) if isinstance(event, End)]
+    assert counted("What is the capital of France?") == ("", end.usage.prompt_tokens)
+    assert counted("word " * 3000)[1] > 3000
+
+
 TOOLS = '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]'
 
 
@@ -260,12 +285,25 @@ def test_a_model_that_must_call_begins_to(shared: Shared) -> None:
     ] == ["weather"]
 
 
+@pytest.mark.slow
+async def test_a_mark_that_is_a_control_token_is_seen_by_the_reader_of_calls_and_by_nobody_else(tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path / "marked.gguf", template=MISTRAL)
+    mark = tiny_tokenizer().tokens.index("<|im_start|>")
+    path.write_bytes(path.read_bytes().replace(b"<|im_start|>", b"[TOOL_CALLS]"))
+    always = Sampling(temperature=0, max_tokens=3, logit_bias=(Bias(mark, 100),))
+    async with running(Worker("demo", path, cache_dir=tmp_path)) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+
+        assert await answer(worker, msgspec.structs.replace(ask(sampling=always), tools=TOOLS)) == "[TOOL_CALLS]" * 3
+        assert await answer(worker, ask(sampling=always)) == ""
+
+
 @pytest.mark.parametrize(
     ("request_", "error"),
     [
         (ask("word " * 3000), ContextTooLong),
         (msgspec.structs.replace(ask(), n=2), Unsupported),
-        (ask(sampling=Sampling(max_tokens=0)), InvalidRequest),
+        (ask(sampling=Sampling(max_tokens=-1)), InvalidRequest),
         (ask("half a pair: \ud800"), InvalidRequest),
         (ask(sampling=Sampling(logit_bias=(Bias(10**6, 1),))), InvalidRequest),
         (msgspec.structs.replace(ask(), tools="["), InvalidRequest),
