@@ -6,13 +6,32 @@ A dialect has one module that reads requests (`openai.py`, `prompts.py`, `anthro
 """
 
 from collections.abc import Callable, Iterable
+from enum import Enum, auto
 from typing import Protocol
 
 import msgspec
 
 from meshnode.api.collected import Collected
+from meshnode.api.http import Request as HttpRequest
 from meshnode.errors import MeshnodeError
 from meshnode.inference import Event, Phase, Progress, Request
+
+
+class Dialect(Enum):
+    OPENAI = auto()
+    """Also of what belongs to none."""
+    ANTHROPIC = auto()
+    OLLAMA = auto()
+
+
+def dialect_of(request: HttpRequest) -> Dialect:
+    """By its path; of those that two dialects have in common, by the header that Anthropic's clients send."""
+    if request.path.startswith("/api/"):
+        return Dialect.OLLAMA
+    if request.path.startswith("/v1/messages") or "anthropic-version" in request.headers:
+        return Dialect.ANTHROPIC
+    return Dialect.OPENAI
+
 
 EVENTS = "text/event-stream; charset=utf-8"
 LINES = "application/x-ndjson"

@@ -4,23 +4,19 @@ import difflib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
 
 import msgspec
 
-from meshnode.api.answering import answered
+from meshnode.api.answering import answered, collect, served_by
+from meshnode.api.anthropic import count_request, messages_request
+from meshnode.api.dialect import Dialect, dialect_of
 from meshnode.api.exchange import Exchange, json_response
 from meshnode.api.http import Response
 from meshnode.api.openai import chat_request
 from meshnode.errors import InvalidRequest, ModelNotFound
 from meshnode.names import printable
 from meshnode.routing.table import Listing
-
-
-@asynccontextmanager
-async def chat_completions(exchange: Exchange) -> AsyncIterator[Response]:
-    asked = chat_request(exchange.request.body, request_id=exchange.id, created=int(time.time()))
-    async with answered(exchange, asked) as response:
-        yield response
 
 
 def plain(respond: Callable[[Exchange], Response]) -> Callable[[Exchange], AbstractAsyncContextManager[Response]]:
@@ -33,8 +29,34 @@ def plain(respond: Callable[[Exchange], Response]) -> Callable[[Exchange], Abstr
     return handler
 
 
+@asynccontextmanager
+async def chat_completions(exchange: Exchange) -> AsyncIterator[Response]:
+    asked = chat_request(exchange.request.body, request_id=exchange.id, created=int(time.time()))
+    async with answered(exchange, asked) as response:
+        yield response
+
+
+@asynccontextmanager
+async def messages(exchange: Exchange) -> AsyncIterator[Response]:
+    async with answered(exchange, messages_request(exchange.request.body, request_id=exchange.id)) as response:
+        yield response
+
+
+@asynccontextmanager
+async def count_tokens(exchange: Exchange) -> AsyncIterator[Response]:
+    """Only who has the model has its tokenizer: the prompt travels as any other, and no token is drawn."""
+    async with exchange.node.submit(count_request(exchange.request.body, request_id=exchange.id)) as answer:
+        collected = await collect(answer)
+        body = msgspec.json.encode({"input_tokens": collected.end.usage.prompt_tokens})
+        yield json_response(body, headers=served_by(answer))
+
+
 @plain
 def models(exchange: Exchange) -> Response:
+    if dialect_of(exchange.request) is Dialect.ANTHROPIC:
+        shown = [_anthropic_model(each, exchange.started) for each in exchange.node.models()]
+        ends = {"first_id": shown[0]["id"] if shown else None, "last_id": shown[-1]["id"] if shown else None}
+        return json_response(msgspec.json.encode({"data": shown, "has_more": False, **ends}))
     listed = [_model_object(each, exchange.started) for each in exchange.node.models()]
     return json_response(msgspec.json.encode({"object": "list", "data": listed}))
 
@@ -44,7 +66,8 @@ def model(exchange: Exchange) -> Response:
     listings = exchange.node.models()
     for listing in listings:
         if exchange.rest in {listing.id, *listing.aliases}:
-            return json_response(msgspec.json.encode(_model_object(listing, exchange.started)))
+            shown = _anthropic_model if dialect_of(exchange.request) is Dialect.ANTHROPIC else _model_object
+            return json_response(msgspec.json.encode(shown(listing, exchange.started)))
     near = difflib.get_close_matches(exchange.rest, [listing.id for listing in listings], n=3, cutoff=0.4)
     raise ModelNotFound(
         f"The model `{printable(exchange.rest, 128)}` does not exist on any node of this mesh.",
@@ -67,6 +90,18 @@ def _model_object(listing: Listing, created: int) -> dict[str, object]:
             "context_length": listing.context_length,
             "nodes": listing.nodes,
         },
+    }
+
+
+def _anthropic_model(listing: Listing, created: int) -> dict[str, object]:
+    return {
+        "type": "model",
+        "id": listing.id,
+        "display_name": listing.id,
+        "created_at": datetime.fromtimestamp(created, UTC),
+        "lifecycle": "active",
+        "max_input_tokens": listing.context_length,
+        "max_tokens": listing.context_length,
     }
 
 

@@ -225,7 +225,7 @@ async def test_an_unknown_path_is_an_error_object() -> None:
     _, body = await ask(app_of(FakeWorker()), get(b"/v1/nonsense", CLOSE))
 
     assert json.loads(body)["error"] == {
-        "message": "There is no path /v1/nonsense. Try /v1/chat/completions, /v1/models, /v1/models/{id}.",
+        "message": "There is no path /v1/nonsense. Try /v1/chat/completions, /v1/models, /v1/messages, /api/chat.",
         "type": "invalid_request_error",
         "param": None,
         "code": "not_found",
