@@ -43,7 +43,7 @@ def meshnode(model: Path, folder: Path, *, slots: int, unified: bool, watch: Pat
     """A node of its own. `watch`: a file for how late its event loop was."""
     program: list[str | Path] = [HERE / "lateness.py", watch] if watch else ["-m", "meshnode"]
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, *program, "up", "--name", "bench", "--data-dir", folder, "--no-mdns", "--model", f"bench={model}"]
+    command: list[str | Path] = [sys.executable, *program, "up", "--name", "bench", "--data-dir", folder, "--no-mdns", "--model", f"bench={model}"]
     ports = ["--api", "127.0.0.1:0", "--mesh", "127.0.0.1:0"]
     sizes = ["--slots", str(slots), "--context-length", str(CONTEXT), *([] if unified else ["--no-kv-unified"])]
     run_file = folder / "run.json"
