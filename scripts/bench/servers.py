@@ -43,7 +43,18 @@ def meshnode(model: Path, folder: Path, *, slots: int, unified: bool, watch: Pat
     """A node of its own. `watch`: a file for how late its event loop was."""
     program: list[str | Path] = [HERE / "lateness.py", watch] if watch else ["-m", "meshnode"]
     folder.mkdir(parents=True, exist_ok=True)
-    command: list[str | Path] = [sys.executable, *program, "up", "--name", "bench", "--data-dir", folder, "--no-mdns", "--model", f"bench={model}"]
+    command: list[str | Path] = [
+        sys.executable,
+        *program,
+        "up",
+        "--name",
+        "bench",
+        "--data-dir",
+        folder,
+        "--no-mdns",
+        "--model",
+        f"bench={model}",
+    ]
     ports = ["--api", "127.0.0.1:0", "--mesh", "127.0.0.1:0"]
     sizes = ["--slots", str(slots), "--context-length", str(CONTEXT), *([] if unified else ["--no-kv-unified"])]
     run_file = folder / "run.json"
@@ -73,7 +84,18 @@ def llama_cpp_python(model: Path, python: Path, *, threads: int) -> Iterator[Run
     """`python -m llama_cpp.server`, told not to cut off an answer when another is asked for."""
     port = _free_port()
     options = ["--n_ctx", str(CONTEXT), "--n_threads", str(threads), "--interrupt_requests", "False", "--model_alias", "bench"]
-    command = [python, "-m", "llama_cpp.server", "--model", model, "--host", "127.0.0.1", "--port", str(port), *options]
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "llama_cpp.server",
+        "--model",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        *options,
+    ]
     with _process(command) as process:
         server = Server(port=port)
         _wait(lambda: "bench" in _get(server, "/v1/models"), process)
