@@ -23,8 +23,9 @@ import msgspec
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
 from meshnode.inference import MAX_BIASES, MAX_TOP_LOGPROBS, Event, Message, Request, Sampling
 from meshnode.worker import confinement, sampling
-from meshnode.worker.engine import Engine, Happening, Job
+from meshnode.worker.engine import Engine, Happening
 from meshnode.worker.gguf import Facts
+from meshnode.worker.job import Job
 from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.machine import MemoryShort
 from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
@@ -67,10 +68,17 @@ class _Model:
     def __init__(self, load: Load) -> None:
         facts = load.facts
         renderer = Renderer()  # first, so that its interpreter starts while the model loads
-        runtime = LlamaRuntime(Path(os.fsdecode(load.path)), facts, slots=load.slots, context_length=load.context_length)
+        runtime = LlamaRuntime(
+            Path(os.fsdecode(load.path)),
+            facts,
+            slots=load.slots,
+            context_length=load.context_length,
+            unified=load.unified,
+        )
         renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())
         controls = runtime.control_texts()
         self.engine = Engine(runtime, clock=time.monotonic)
+        self.context_length = runtime.context_length
         self.note = "" if facts.chat_template else "The file has no chat template; ChatML is used."
         self._facts = facts
         self._ending = runtime.ending()
@@ -207,7 +215,7 @@ def _serve(channel: _Channel, model: _Model) -> None:
         if happened:
             events = tuple((stream, _told(event)) for stream, event in happened)
             engine = model.engine
-            channel.send(Step(events=events, kv_free_tokens=engine.kv_free_tokens, tokens_per_s=engine.tokens_per_s))
+            channel.send(Step(events=events, kv_free_tokens=engine.kv_free_tokens, tokens_per_s=engine.speed.tokens_per_s))
 
 
 def _told(event: Event | MeshnodeError) -> Event | Failure:
@@ -226,7 +234,7 @@ def _load(channel: _Channel) -> _Model | None:
         message = error.message.encode("utf-8", "replace").decode()  # it may name a file whose name is no UTF-8
         channel.send(Refused(message=message, hint=error.hint, permanent=not isinstance(error, MemoryShort)))
         return None
-    channel.send(Ready(note=model.note))
+    channel.send(Ready(context_length=model.context_length, note=model.note))
     return model
 
 

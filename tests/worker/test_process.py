@@ -11,11 +11,13 @@ import numpy as np
 
 from meshnode.errors import InvalidRequest, RequestError, Unsupported
 from meshnode.inference import MAX_BIASES, Bias, Logprobs, Message, Request, ResponseFormat, Resume, Sampling
-from meshnode.worker.engine import Engine, Job, Runtime
+from meshnode.worker.engine import Engine
 from meshnode.worker.gguf import Facts
+from meshnode.worker.job import Job
 from meshnode.worker.penalties import Penalties
 from meshnode.worker.process import _Channel, _Model, _serve, check, check_bias, sampler
 from meshnode.worker.protocol import Cancel, Submit, ToChild
+from meshnode.worker.runtime import Runtime
 
 PLAIN = Request(id="r", model="m", messages=(Message(role="user", content="Hi"),))
 FACTS = Facts(
@@ -134,6 +136,7 @@ class OneSlot:
 
     slots = 1
     context_length = 8
+    pool = 8
 
 
 class CountingModel:
