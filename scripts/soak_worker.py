@@ -1,4 +1,4 @@
-"""Thousands of requests of every kind through a mesh of three, with clients that give up and, if wanted, workers that are killed.
+"""Thousands of requests of every kind through a mesh of three: clients give up and, if wanted, workers are killed.
 
 Run: scripts/soak-worker [--requests N] [--kills K]. Two nodes serve the demo model, a third only forwards. The exit code is 1 if a
 request failed, if a worker's memory grew, or if anything is still at work when nobody asks any more.
@@ -136,15 +136,17 @@ def ask(entry: Node, rng: random.Random) -> str:
     return "answered"
 
 
-def kill_at_random(nodes: list[Node], kills: int, stop: threading.Event, rng: random.Random) -> None:
-    """One worker at a time, and only while the other node has one."""
+def kill_at_random(load: Load, nodes: list[Node], kills: int, stop: threading.Event, rng: random.Random) -> None:
+    """One worker at a time, and only once the entry knows that every node has one."""
     for number in range(kills):
-        if stop.wait(rng.uniform(1.0, 4.0)):
+        waiting = rng.uniform(0.2, 2.0)
+        while not stop.wait(waiting) and len(ready(load.entry)) < len(nodes):
+            waiting = 0.2
+        if stop.is_set():
             print(f"only {number} of {kills} kills in the time", file=sys.stderr)
             return
-        pids = [pid for pid in (node.worker() for node in nodes) if pid]
-        if len(pids) == len(nodes):
-            os.kill(rng.choice(pids), signal.SIGKILL)
+        if pid := rng.choice(nodes).worker():
+            os.kill(pid, signal.SIGKILL)
 
 
 def main() -> int:
@@ -184,7 +186,7 @@ def soak(entry: Node, serving: list[Node], asked: argparse.Namespace) -> int:
     requests, kills, seed = asked.requests, asked.kills, asked.seed
     load, stop = Load(entry, requests), threading.Event()
     threads = [threading.Thread(target=client, args=(load, seed + number)) for number in range(CLIENTS)]
-    killer = threading.Thread(target=kill_at_random, args=(serving, kills, stop, random.Random(seed)))
+    killer = threading.Thread(target=kill_at_random, args=(load, serving, kills, stop, random.Random(seed)))
     samples: list[float] = []
     begun = time.monotonic()
     for thread in (*threads, killer):
