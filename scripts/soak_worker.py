@@ -1,6 +1,6 @@
 """Thousands of requests of every kind through a mesh of three: clients give up and, if wanted, workers are killed.
 
-Run: scripts/soak-worker [--requests N] [--kills K]. Two nodes serve the demo model, a third only forwards. The exit code is 1 if a
+Run: scripts/soak-worker [--requests N] [--kills K]. Two nodes serve the demo model, a third only forwards. The exit code is 1 if
 request failed, if a worker's memory grew, or if anything is still at work when nobody asks any more.
 """
 
@@ -87,6 +87,7 @@ class Load:
     left: int
     lock: threading.Lock = field(default_factory=threading.Lock)
     outcomes: Counter[str] = field(default_factory=Counter)
+    over: threading.Event = field(default_factory=threading.Event)
 
     def take(self) -> bool:
         with self.lock:
@@ -136,13 +137,13 @@ def ask(entry: Node, rng: random.Random) -> str:
     return "answered"
 
 
-def kill_at_random(load: Load, nodes: list[Node], kills: int, stop: threading.Event, rng: random.Random) -> None:
+def kill_at_random(load: Load, nodes: list[Node], kills: int, rng: random.Random) -> None:
     """One worker at a time, and only once the entry knows that every node has one."""
     for number in range(kills):
         waiting = rng.uniform(0.2, 2.0)
-        while not stop.wait(waiting) and len(ready(load.entry)) < len(nodes):
+        while not load.over.wait(waiting) and len(ready(load.entry)) < len(nodes):
             waiting = 0.2
-        if stop.is_set():
+        if load.over.is_set():
             print(f"only {number} of {kills} kills in the time", file=sys.stderr)
             return
         if pid := rng.choice(nodes).worker():
@@ -184,9 +185,9 @@ def members(node: Node) -> list[dict[str, Any]]:
 
 def soak(entry: Node, serving: list[Node], asked: argparse.Namespace) -> int:
     requests, kills, seed = asked.requests, asked.kills, asked.seed
-    load, stop = Load(entry, requests), threading.Event()
+    load = Load(entry, requests)
     threads = [threading.Thread(target=client, args=(load, seed + number)) for number in range(CLIENTS)]
-    killer = threading.Thread(target=kill_at_random, args=(load, serving, kills, stop, random.Random(seed)))
+    killer = threading.Thread(target=kill_at_random, args=(load, serving, kills, random.Random(seed)))
     samples: list[float] = []
     begun = time.monotonic()
     for thread in (*threads, killer):
@@ -196,7 +197,7 @@ def soak(entry: Node, serving: list[Node], asked: argparse.Namespace) -> int:
         samples.append(max(resident(pid) for node in serving if (pid := node.worker())))
         if len(samples) % 30 == 0:
             print(f"{requests - max(0, load.left)} of {requests}, worker {samples[-1]:.0f} MiB", file=sys.stderr)
-    stop.set()
+    load.over.set()
     killer.join()
     took = time.monotonic() - begun
     busy = still_busy(serving)
