@@ -1,7 +1,7 @@
 """Thousands of requests of every kind through a mesh of three: clients give up and, if wanted, workers are killed.
 
 Run: scripts/soak-worker [--requests N] [--kills K]. Two nodes serve the demo model, a third only forwards. The exit code is 1 if
-request failed, if a worker's memory grew, or if anything is still at work when nobody asks any more.
+a request failed, if a worker's memory grew, or if anything is still at work when nobody asks any more.
 """
 
 import argparse
