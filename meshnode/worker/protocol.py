@@ -17,12 +17,13 @@ MAX_FRAME = 32 * 1024 * 1024
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Load this model. `context_length` is per slot."""
+    """Load this model. `context_length` is per slot; `unified`: of a pool that all slots share, else each has its own part."""
 
     path: bytes
     facts: Facts
     slots: int
     context_length: int
+    unified: bool = True
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -37,8 +38,10 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Loaded. `note` is for people, about what is not as it should be; mostly empty."""
+    """Loaded. A prompt and its answer have at most `context_length` tokens. `note` is for people, about what is not as it should
+    be; mostly empty."""
 
+    context_length: int
     note: str = ""
 
 
