@@ -57,4 +57,4 @@ def booked(choice: Choice, share: int) -> int:
 
 def victim(active: Sequence[Choice]) -> Choice:
     """Who gives way when the KV cache is full: the last one due, so the youngest of the lowest priority, and never the first."""
-    return max(active, key=lambda choice: (choice.due, choice.sampler.choice))
+    return max(active, key=lambda choice: (choice.due, choice.answer.job.stream, choice.sampler.choice))
