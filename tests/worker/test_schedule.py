@@ -100,6 +100,28 @@ def test_a_large_limit_books_no_more_than_a_fair_share() -> None:
     assert schedule.booked(choice(100, context_length=120), 4096) == 120
 
 
+def test_the_remaining_work_is_what_is_not_read_and_a_usual_answer() -> None:
+    choices = (choice(101), choice(11, max_tokens=20))
+
+    assert schedule.remaining_s(choices, prefill_rate=10, tokens_per_s=2) == 11 + (schedule.EXPECTED + 20) / 2
+    assert schedule.remaining_s(choices, prefill_rate=0, tokens_per_s=0) == 0
+
+
+def test_the_engine_tells_of_the_work_that_is_left_until_none_is() -> None:
+    table = Table(slots=1, context_length=2000, batch_size=100, seconds_per_token=0.01)
+    engine = Engine(table, clock=table.clock)
+    engine.submit(job(1))
+    order_of_ends(engine)
+    for stream in (2, 3):
+        engine.submit(job(stream, 501, max_tokens=100))
+    engine.step()
+    engine.step()
+
+    assert engine.remaining_s == pytest.approx((501 - 200 + 501 - 2) * 0.01 + 200 * 0.01, rel=0.1)
+    order_of_ends(engine)
+    assert engine.remaining_s == 0
+
+
 def test_a_step_beside_decoding_streams_stays_short_and_one_without_takes_the_full_time() -> None:
     speed = Speed()
     assert speed.prefill_room(0) == speed.prefill_room(3) == FIRST_PREFILL
