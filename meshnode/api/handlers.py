@@ -56,7 +56,8 @@ async def chat_completions(exchange: Exchange) -> AsyncIterator[Response]:
 
 
 def _served_by(answer: Answer) -> Headers:
-    return (("x-meshnode-node", header_text(answer.node)), ("x-meshnode-reason", header_text(answer.reason)))
+    resumed = (("x-meshnode-resumed", str(answer.resumed)),) if answer.resumed else ()
+    return (("x-meshnode-node", header_text(answer.node)), ("x-meshnode-reason", header_text(answer.reason)), *resumed)
 
 
 class _Waiting:
@@ -66,7 +67,12 @@ class _Waiting:
         self.progress: Progress | None = None
         self.spoken = trio.current_time()
         """When the client last heard of us. Not every batch is heard: while a call of a tool grows, nothing of it is shown."""
+        self._answer = answer
         self._events = answer.events
+
+    def resumed(self) -> bytes:
+        """A comment at the end: the headers had gone out long before."""
+        return b": x-meshnode-resumed: %d\n\n" % self._answer.resumed if self._answer.resumed else b""
 
     async def next_batch(self) -> tuple[Event, ...] | None:
         """None after `PATIENCE_S` of silence. The wait that is then cut loses nothing: see `backend.Events`."""
@@ -97,7 +103,7 @@ async def _pieces(
             else:
                 chunks = chunks or chunks_of()
                 ended = isinstance(batch[-1], End)
-                piece = chunks.encode(batch) + (DONE if ended else b"")
+                piece = chunks.encode(batch) + (waiting.resumed() + DONE if ended else b"")
             if piece:
                 waiting.spoken = trio.current_time()
                 yield piece

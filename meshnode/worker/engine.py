@@ -35,6 +35,8 @@ MAX_WAITING = 64
 """Beyond that a request is better off elsewhere. A guess: at four slots, some minutes of waiting."""
 MAX_PARKED = 512 * 1024 * 1024
 """Bytes. Some 4,000 tokens of an 8 B model, which takes 2 ms a thousand to copy and back, and seconds to read again."""
+LOAD_S = 0.1
+"""For so long the remaining work is taken to be as it was: it is a sum over all who wait."""
 PROGRESS_S = 0.8
 """Between progress reports; with a long step on top it stays below two seconds."""
 
@@ -70,6 +72,8 @@ class Engine:
         """Those whose readers see nothing: not begun, or parked."""
         self._complete: list[Answer] = []
         """Those that had ended on another node already."""
+        self._remaining = (float("-inf"), 0.0)
+        """When it was summed up, and the sum."""
 
     @property
     def busy(self) -> bool:
@@ -89,6 +93,17 @@ class Engine:
     def kv_free_tokens(self) -> int:
         """Room in the KV cache; what idle slots keep counts as free."""
         return self._runtime.pool - self.slots.held(choice.slot for choice in self._active if choice.slot)
+
+    @property
+    def remaining_s(self) -> float:
+        """Work that is left, of running and waiting streams, in seconds."""
+        now = self._clock()
+        at, seconds = self._remaining
+        if now - at >= LOAD_S or not seconds or not self.busy:
+            speed, choices = self.speed, (*self._active, *self._queue)
+            seconds = schedule.remaining_s(choices, prefill_rate=speed.prefill_rate, tokens_per_s=speed.tokens_per_s)
+            self._remaining = (now, seconds)
+        return seconds
 
     def submit(self, job: Job) -> None:
         """Queue `job`. Raises ContextTooLong or Overloaded, and then has changed nothing."""

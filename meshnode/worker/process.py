@@ -259,9 +259,22 @@ def _serve(channel: _Channel, model: _Model) -> None:
         if model.engine.busy:
             happened += model.engine.step()
         if happened:
-            events = tuple((stream, _told(event)) for stream, event in happened)
-            engine = model.engine
-            channel.send(Step(events=events, kv_free_tokens=engine.kv_free_tokens, tokens_per_s=engine.speed.tokens_per_s))
+            channel.send(_step(happened, model.engine))
+
+
+def _step(happened: list[Happening], engine: Engine) -> Step:
+    speed = engine.speed
+    return Step(
+        events=tuple((stream, _told(event)) for stream, event in happened),
+        free_slots=engine.free_slots,
+        waiting=engine.waiting,
+        remaining_s=engine.remaining_s,
+        kv_free_tokens=engine.kv_free_tokens,
+        prefill_per_s=speed.prefill_rate,
+        tokens_per_s=speed.tokens_per_s,
+        alone_s=speed.step_s(1),
+        full_s=speed.step_s(engine.slots.total),
+    )
 
 
 def _told(event: Event | MeshnodeError) -> Event | Failure:

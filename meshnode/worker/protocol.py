@@ -63,11 +63,23 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, tag="failure"):
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """What one engine step brought, in order, and the load after it, of which the parent knows the number of streams itself."""
+    """What one engine step brought, in order, and the load and the measured speed after it; 0: not known."""
 
     events: tuple[tuple[int, Event | Failure], ...]
+    free_slots: int = 0
+    waiting: int = 0
+    """Sequences without a slot."""
+    remaining_s: float = 0.0
+    """Work left at full speed, with answers as long as usual."""
     kv_free_tokens: int = 0
+    prefill_per_s: float = 0.0
+    """Prompt tokens, when nothing else is done."""
     tokens_per_s: float = 0.0
+    """Of the answers of all streams together."""
+    alone_s: float = 0.0
+    """Of a token when one stream decodes."""
+    full_s: float = 0.0
+    """The same when all slots do."""
 
 
 ToChild = Load | Submit | Cancel

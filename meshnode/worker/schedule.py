@@ -55,6 +55,15 @@ def booked(choice: Choice, share: int) -> int:
     return max(prompt + min(choice.limit, expected), len(choice.tokens) + 1)
 
 
+def remaining_s(choices: Iterable[Choice], *, prefill_rate: float, tokens_per_s: float) -> float:
+    """Seconds of work at full speed that `choices` still need, their answers as long as usual; 0 where a speed is not known."""
+    read = drawn = 0
+    for choice in choices:
+        read += choice.missing - 1
+        drawn += max(1, min(choice.limit, EXPECTED) - choice.drawn)
+    return (read / prefill_rate if prefill_rate else 0.0) + (drawn / tokens_per_s if tokens_per_s else 0.0)
+
+
 def victim(active: Sequence[Choice]) -> Choice:
     """Who gives way when the KV cache is full: the last one due, so the youngest of the lowest priority, and never the first."""
-    return max(active, key=lambda choice: (choice.due, choice.sampler.choice))
+    return max(active, key=lambda choice: (choice.due, choice.answer.job.stream, choice.sampler.choice))

@@ -124,6 +124,7 @@ class Worker:
             active=active,
             slots=self._slots,
             queued=len(self._streams) - active,
+            remaining_ms=round(self._last_step.remaining_s * 1000) if reported else 0,
             kv_free_tokens=self._last_step.kv_free_tokens if reported else room,
             tokens_per_s=self._last_step.tokens_per_s,
         )

@@ -11,7 +11,8 @@ np = pytest.importorskip("numpy")
 from worker.table import END, VOCABULARY, Table  # noqa: E402
 
 from meshnode.errors import ContextTooLong, InternalError, Overloaded  # noqa: E402 - after the check for the extra
-from meshnode.inference import Chunk, End, Finish, Phase, Progress, Resume  # noqa: E402
+from meshnode.inference import Chunk, End, Finish, Phase, Priority, Progress, Resume, Usage  # noqa: E402
+from meshnode.worker import schedule  # noqa: E402
 from meshnode.worker.dialect import dialect_of  # noqa: E402
 from meshnode.worker.engine import Engine, Happening  # noqa: E402
 from meshnode.worker.job import Job  # noqa: E402
@@ -380,3 +381,180 @@ def test_free_room_in_the_cache_is_told() -> None:
     assert engine.kv_free_tokens == 80 - 3
     run(engine)
     assert engine.kv_free_tokens == 80
+
+
+def test_decoding_streams_stand_in_the_order_of_their_slots() -> None:
+    engine = engine_over(table := Table(slots=4, answer="X" * 9))
+    for stream in range(4):
+        engine.submit(job(stream, prompt=(stream + 1, 0)))
+    engine.step()
+    engine.cancel(1)
+    engine.submit(job(5, prompt=(9, 9, 0)))
+    run(engine)
+
+    assert all(
+        step == sorted(step) for step in slots_of([[span for span in step if len(span.tokens) == 1] for step in table.steps])
+    )
+
+
+def test_a_prompt_shares_what_a_running_stream_has_read() -> None:
+    engine = engine_over(table := Table(answer="X" * 9))
+    engine.submit(job(1, prompt=(5, 6, 7, 0)))
+    engine.step()
+    engine.submit(job(2, prompt=(5, 6, 8, 0)))
+    happened = run(engine)
+
+    assert end(happened, 2).usage.cached_tokens == 2
+    assert table.used == (4 + 9) + (2 + 9), "the two that both begin with take room once"
+    assert text(happened, 2) == "X" * 9
+
+
+def test_in_a_cache_in_parts_only_an_idle_slot_is_taken_over() -> None:
+    engine = engine_over(Table(answer="X" * 9, unified=False))
+    engine.submit(job(1, prompt=(5, 6, 7, 0)))
+    engine.step()
+    engine.submit(job(2, prompt=(5, 6, 8, 0)))
+    happened = run(engine)
+    engine.submit(job(3, prompt=(5, 6, 9, 0)))
+    happened += run(engine)
+
+    assert end(happened, 2).usage.cached_tokens == 0
+    assert end(happened, 3).usage.cached_tokens == 2
+
+
+def test_a_conversation_that_only_begins_alike_is_not_lost_to_another() -> None:
+    engine = engine_over(table := Table(slots=3))
+    for stream, rest in enumerate((1, 2, 1)):
+        engine.submit(job(stream, prompt=(7, 7, *[rest] * 9, 0)))
+        happened = run(engine)
+
+    assert end(happened, 2).usage.cached_tokens == 11
+    assert [step[0].slot for step in table.steps if len(step[0].tokens) > 1] == [0, 1]
+
+
+def test_what_was_longest_unused_is_forgotten_first_and_from_its_end() -> None:
+    table = Table(slots=3, context_length=1000, pool=1000, batch_size=1000)
+    engine = engine_over(table)
+    for stream in (1, 2):
+        engine.submit(job(stream, prompt=[stream] * 399 + [0]))
+        run(engine)
+    engine.submit(job(3, prompt=[3] * 299 + [0]))
+    run(engine)
+
+    assert [slot.count for slot in engine.slots] == [405 - 256, 405, 305]
+
+
+def test_who_came_last_is_parked_when_answers_grow_beyond_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "EXPECTED", 2)
+    engine = engine_over(table := Table(slots=3, pool=30, context_length=30, answer="X" * 20))
+    for stream in (1, 2, 3):
+        engine.submit(job(stream, prompt=(stream, 0)))
+    happened = run(engine)
+    ends = [stream for stream, event in happened if isinstance(event, End)]
+
+    assert ends == [1, 2, 3]
+    assert {text(happened, stream) for stream in ends} == {"X" * 20}
+    assert min(len(step) for step in table.steps[5:10]) < 3
+    assert sum(len(span.tokens) for step in table.steps for span in step) == 3 * (2 + 20), "what was parked is not read again"
+
+
+def test_of_those_that_are_parked_the_lowest_priority_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "EXPECTED", 2)
+    engine = engine_over(Table(slots=3, pool=30, context_length=30, answer="X" * 20))
+    for stream, priority in enumerate((Priority.BATCH, Priority.INTERACTIVE, Priority.DEFAULT)):
+        engine.submit(Job(stream=stream, prompt=(stream + 1, 0), sampler=Sampler(seed=1, temperature=0), priority=priority))
+
+    assert [stream for stream, event in run(engine) if isinstance(event, End)] == [1, 2, 0]
+
+
+def test_a_parked_stream_says_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "EXPECTED", 2)
+    engine = engine_over(Table(slots=2, pool=24, context_length=24, answer="X" * 20, seconds_per_token=0.1))
+    for stream in (1, 2):
+        engine.submit(job(stream, prompt=(stream, 0)))
+    happened = [event for stream, event in run(engine) if stream == 2]
+    first = next(index for index, event in enumerate(happened) if isinstance(event, Chunk))
+    waits = [event for event in happened[first:] if isinstance(event, Progress)]
+
+    assert waits
+    assert {event.phase for event in waits} <= {Phase.QUEUED, Phase.PREFILL}
+
+
+def test_what_does_not_fit_into_the_memory_for_parking_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "EXPECTED", 2)
+    table = Table(slots=2, pool=30, context_length=30, answer="X" * 20)
+    engine = Engine(table, clock=table.clock, max_parked=3)
+    for stream in (1, 2):
+        engine.submit(job(stream, prompt=(stream, 0)))
+    happened = run(engine)
+
+    assert [text(happened, stream) for stream in (1, 2)] == ["X" * 20] * 2
+    assert sum(len(span.tokens) for step in table.steps for span in step) > 2 * (2 + 20)
+    assert engine.parked_bytes == 0
+
+
+def test_a_request_waits_until_its_prompt_and_answer_have_room() -> None:
+    engine = engine_over(table := Table(slots=2, pool=40, answer="X" * 30))
+    engine.submit(job(1, prompt=(1, 0), max_tokens=20))
+    engine.submit(job(2, prompt=(2, 0), max_tokens=20))
+    engine.step()
+
+    assert slots_of(table.steps) == [[0]]
+    assert engine.waiting == 1
+    assert len(run(engine)) > 0
+
+
+def test_several_choices_read_their_prompt_once() -> None:
+    engine = engine_over(table := Table(slots=3, answer="XYZ"))
+    engine.submit(Job(stream=1, prompt=(5,) * 9 + (0,), sampler=Sampler(seed=1, temperature=0), n=3))
+    happened = run(engine)
+
+    assert [[len(span.tokens) for span in step] for step in table.steps] == [[10]] + [[1, 1, 1]] * 3
+    for choice in range(3):
+        assert "".join(chunk.text for chunk in chunks(happened, 1) if chunk.choice == choice) == "XYZ"
+    assert end(happened, 1).usage == Usage(prompt_tokens=10, completion_tokens=12)
+    assert isinstance(happened[-1][1], End)
+
+
+def test_choices_without_a_slot_wait_and_share_the_prompt_later() -> None:
+    engine = engine_over(table := Table(slots=2, answer="XYZ"))
+    engine.submit(Job(stream=1, prompt=(5,) * 9 + (0,), sampler=Sampler(seed=1, temperature=0), n=5))
+    happened = run(engine)
+
+    assert end(happened, 1).usage.completion_tokens == 20
+    assert sum(len(span.tokens) for step in table.steps for span in step) == 10 + 3 + 3 + 3 * (1 + 3)
+
+
+def test_a_cancel_takes_all_choices_out() -> None:
+    engine = engine_over(Table(slots=2, answer="XYZ"))
+    engine.submit(Job(stream=1, prompt=(5, 0), sampler=Sampler(seed=1, temperature=0), n=4))
+    engine.step()
+    engine.cancel(1)
+
+    assert not engine.busy
+    assert engine.waiting == 0
+    assert engine.free_slots == 2
+
+
+@pytest.mark.parametrize(("said", "finish"), [([*b"HELLO", END], Finish.STOP), ([*b"HELL"], Finish.LENGTH)])
+def test_an_answer_that_had_ended_elsewhere_ends_without_a_step(said: list[int], finish: Finish) -> None:
+    engine = engine_over(table := Table())
+    resume = Resume(token_ids=tuple(said), emitted_chars=2)
+    sampler = Sampler(seed=1, temperature=0)
+    engine.submit(Job(stream=1, prompt=(5, 0), sampler=sampler, resume=resume, max_tokens=4 if finish is Finish.LENGTH else None))
+    happened = run(engine)
+
+    assert happened[0] == (1, Chunk(choice=0, text=bytes(said[2:]).decode().rstrip(chr(END)), finish=finish))
+    assert end(happened, 1).usage.completion_tokens == len(said)
+    assert table.steps == []
+
+
+def test_a_full_cache_that_nobody_knew_of_parks_and_goes_on() -> None:
+    engine = engine_over(table := Table(slots=2))
+    for stream in (1, 2):
+        engine.submit(job(stream, prompt=(stream, 0)))
+    engine.step()
+    table.refusals = 1
+    happened = run(engine)
+
+    assert [text(happened, stream) for stream in (1, 2)] == ["ELLO", "ELLO"]

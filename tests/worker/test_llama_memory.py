@@ -12,11 +12,15 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 import math
+import random
 import time
+from collections import Counter
 
 import numpy as np
+from llama_cpp import llama_cpp as c
+from tiny_model import make_tiny_model
 
-from meshnode.inference import Chunk, End, Finish, Resume
+from meshnode.inference import Chunk, End, Finish, Priority, Resume
 from meshnode.worker import schedule
 from meshnode.worker.engine import Engine, Happening
 from meshnode.worker.gguf import read_facts
@@ -220,3 +224,71 @@ def test_an_answer_cut_anywhere_goes_on_with_the_same_tokens_and_text(
 
     assert chunks[-1].finish is finish
     assert (held > 0) is bool(stops)
+
+
+def test_a_hundred_cancels_and_parks_at_random_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More streams than slots and three times what the pool holds, of which a third is cancelled at any moment."""
+    monkeypatch.setattr(schedule, "EXPECTED", 8)
+    path = make_tiny_model(tmp_path / "tiny.gguf")
+    runtime = LlamaRuntime(path, read_facts(path), slots=6, context_length=64)
+    rng = random.Random(7)
+    engine = Engine(runtime, clock=time.monotonic, max_parked=60_000)
+    counts: Counter[str] = Counter()
+    count_calls(monkeypatch, runtime, counts)
+    running: set[int] = set()
+    ended: Counter[int] = Counter()
+    stream = 0
+    while min(counts["cancel"], counts["save"], counts["restore"]) < 100:
+        if len(running) < 12:
+            stream += 1
+            running.add(stream)
+            start = [rng.randrange(3, 6) for _ in range(rng.randrange(2))] * rng.randrange(1, 40)
+            engine.submit(
+                Job(
+                    stream=stream,
+                    prompt=[*start, *(rng.randrange(3, 200) for _ in range(rng.randrange(1, 40)))],
+                    sampler=endless(runtime, temperature=rng.choice((0.0, 1.0))),
+                    n=rng.choice((1, 1, 1, 3)),
+                    max_tokens=rng.choice((None, 5, 100)),
+                    priority=rng.choice(list(Priority)),
+                )
+            )
+        for number, event in engine.step():
+            assert number in running
+            assert not isinstance(event, Exception)
+            if isinstance(event, End):
+                ended[number] += 1
+                running.remove(number)
+        if rng.random() < 0.05:
+            counts["cancel"] += 1
+            engine.cancel(leaver := rng.choice(sorted(running)))
+            running.remove(leaver)
+    for number, event in run(engine):
+        if isinstance(event, End):
+            ended[number] += 1
+            running.remove(number)
+
+    assert not running
+    assert set(ended.values()) == {1}
+    assert counts["copy"] > 0
+    assert engine.parked_bytes == 0
+    assert engine.free_slots == runtime.slots
+    for slot in engine.slots:
+        assert c.llama_memory_seq_pos_max(runtime._memory, slot.id) == slot.count - 1
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, runtime: LlamaRuntime, counts: Counter[str]) -> None:
+    """Count the calls of `save`, `restore` and `copy` that did something."""
+
+    def counting(name: str) -> None:
+        real = getattr(runtime, name)
+
+        def call(*arguments: object) -> object:
+            result = real(*arguments)
+            counts[name] += bool(result)
+            return result
+
+        monkeypatch.setattr(runtime, name, call)
+
+    for name in ("save", "restore", "copy"):
+        counting(name)

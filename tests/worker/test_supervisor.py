@@ -326,6 +326,19 @@ def test_a_bad_request_fails_alone_and_the_child_goes_on(shared: Shared, request
     assert shared.worker.pid == pid
 
 
+def test_the_work_that_is_left_is_told_while_there_is_some(shared: Shared) -> None:
+    async def test(worker: Worker) -> tuple[int, int]:
+        async with worker.submit(ask(sampling=LONG)) as events:
+            for _ in range(5):
+                await anext(events)
+            left = worker.load().remaining_ms
+        return left, worker.load().remaining_ms
+
+    left, after = shared.run(test)
+    assert left > 0
+    assert after == 0
+
+
 def test_who_leaves_early_cancels_at_once(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[bytes] = []
     send = child.Child.send
