@@ -11,6 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+MAX_CHOICES = 8
+"""Of one request. Each takes a slot, and one client should not have them all for long: a guess."""
 MAX_BIASES = 1024
 """In one request. OpenAI takes 300; each costs every token of the answer some nanoseconds."""
 
@@ -104,10 +106,17 @@ class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True):
-    """Continue an answer that another node began: replay `token_ids` in silence, then emit only text beyond `emitted_chars`."""
+    """Continue an answer that another node began: replay `token_ids` in silence, then emit only what is beyond `emitted`."""
 
     token_ids: tuple[int, ...]
     emitted_chars: int
+    emitted_reasoning: int = 0
+    emitted_arguments: int = 0
+
+    @property
+    def emitted(self) -> tuple[int, int, int]:
+        """Characters of text, of reasoning, and of the arguments of all calls together: arguments are never empty."""
+        return self.emitted_chars, self.emitted_reasoning, self.emitted_arguments
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

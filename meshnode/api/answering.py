@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from meshnode.api.collected import Collected
-from meshnode.api.dialect import Asked, Stream
+from meshnode.api.dialect import EVENTS, Asked, Stream
 from meshnode.api.exchange import Answer, Exchange, json_response
 from meshnode.api.http import Headers, Response, header_text
 from meshnode.errors import ContextTooLong, InternalError, MeshnodeError
@@ -52,7 +52,8 @@ async def collect(answer: Answer) -> Collected:
 
 
 def served_by(answer: Answer) -> Headers:
-    return (("x-meshnode-node", header_text(answer.node)), ("x-meshnode-reason", header_text(answer.reason)))
+    resumed = (("x-meshnode-resumed", str(answer.resumed)),) if answer.resumed else ()
+    return (("x-meshnode-node", header_text(answer.node)), ("x-meshnode-reason", header_text(answer.reason)), *resumed)
 
 
 def _stream_headers(stream: Stream) -> Headers:
@@ -77,6 +78,10 @@ class _Waiting:
         self.progress: Progress | None = None
         self.spoken = trio.current_time()
         """When the client last heard of us. Not every batch is heard: while a call of a tool grows, nothing of it is shown."""
+
+    def resumed(self) -> bytes:
+        """A comment near the end: the headers had gone out long before."""
+        return b": x-meshnode-resumed: %d\n\n" % self.answer.resumed if self.answer.resumed else b""
 
     async def next_batch(self) -> tuple[Event, ...] | None:
         """None after `PATIENCE_S` of silence. The wait that is then cut loses nothing: see `backend.Events`."""
@@ -110,6 +115,8 @@ async def _pieces(
                     batch = (waiting.progress, *batch) if waiting.progress else batch  # it says how long the prompt is
                 ended = isinstance(batch[-1], End)
                 piece = stream.encode(batch)
+                if ended and stream.media_type == EVENTS:
+                    piece = waiting.resumed() + piece
             if piece:
                 waiting.spoken = trio.current_time()
                 yield piece

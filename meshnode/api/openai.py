@@ -57,7 +57,7 @@ class _Body(Fields, frozen=True, kw_only=True):
     messages: Annotated[list[_Message], Meta(min_length=1, max_length=_MAX_MESSAGES)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n: int | None = None
     tools: msgspec.Raw = ABSENT
     tool_choice: msgspec.Raw = ABSENT
     parallel_tool_calls: bool | None = None
@@ -90,6 +90,7 @@ def chat_request(body: bytes, *, request_id: str, created: int) -> Asked:
     asked = body_of.decoded(body, _DECODER)
     _refuse(asked)
     offered, choice = _tools(asked)
+    check_bounds("n", asked.n, Bounds(1, inference.MAX_CHOICES))
     request = inference.Request(
         id=request_id,
         model=asked.model,

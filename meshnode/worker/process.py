@@ -23,17 +23,29 @@ import msgspec
 
 from meshnode import tools
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
-from meshnode.inference import MAX_BIASES, MAX_TOP_LOGPROBS, Chunk, End, Event, Finish, Request, Sampling, Usage
+from meshnode.inference import (
+    MAX_BIASES,
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    Chunk,
+    End,
+    Event,
+    Finish,
+    Request,
+    Sampling,
+    Usage,
+)
 from meshnode.worker import confinement, sampling
-from meshnode.worker.answer import PLAIN, Form
 from meshnode.worker.dialect import dialect_of, opening
-from meshnode.worker.engine import Engine, Happening, Job
+from meshnode.worker.engine import Engine, Happening
 from meshnode.worker.gguf import Facts
+from meshnode.worker.job import Job
 from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.machine import MemoryShort
 from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
 from meshnode.worker.prompt import Tokenizer
 from meshnode.worker.protocol import Cancel, Failure, Frames, Load, Ready, Refused, Region, Step, Submit, ToChild, ToParent, frame
+from meshnode.worker.reader import PLAIN, Form
 from meshnode.worker.renderer import CHATML, Renderer
 
 _RECEIVE = 256 * 1024
@@ -71,10 +83,17 @@ class _Model:
     def __init__(self, load: Load) -> None:
         facts = load.facts
         renderer = Renderer()  # first, so that its interpreter starts while the model loads
-        runtime = LlamaRuntime(Path(os.fsdecode(load.path)), facts, slots=load.slots, context_length=load.context_length)
+        runtime = LlamaRuntime(
+            Path(os.fsdecode(load.path)),
+            facts,
+            slots=load.slots,
+            context_length=load.context_length,
+            unified=load.unified,
+        )
         renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())
         controls = runtime.control_texts()
         self.engine = Engine(runtime, clock=time.monotonic)
+        self.context_length = runtime.context_length
         self.note = "" if facts.chat_template else "The file has no chat template; ChatML is used."
         self._facts = facts
         self._ending = runtime.ending()
@@ -89,17 +108,20 @@ class _Model:
     def job(self, stream: int, request: Request) -> Job:
         """Raises Unsupported, InvalidRequest, or what a bug raises."""
         check(request)
-        check_bias(request.sampling, self._vocabulary)
+        check_tokens(request, self._vocabulary)
         wanted = wanted_tools(request)
         prompt, begun = self._prompt(request, wanted)
         return Job(
             stream=stream,
             prompt=self._tokens(prompt),
             sampler=sampler(request.sampling, self._facts, self._ending),
+            n=request.n,
             max_tokens=request.sampling.max_tokens,
             stops=request.sampling.stop + (self._stops if request.prompt is None else ()),
             logprobs=request.logprobs.top if request.logprobs else None,
             form=self._form(request, wanted, begun) if request.prompt is None else PLAIN,
+            priority=request.priority,
+            resume=request.resume,
         )
 
     def _prompt(self, request: Request, wanted: tools.Tools) -> tuple[tuple[Region, ...], str]:
@@ -148,13 +170,12 @@ def wanted_tools(request: Request) -> tools.Tools:
 def check(request: Request) -> None:
     """Refuse by name what this worker cannot do yet, and values that make no sense."""
     unsupported = {
-        "n": request.n > 1,
         "response_format": request.response_format.kind != "text",
-        "resume": request.resume is not None,
     }
     asked = request.sampling
     invalid = {
-        "n": request.n < 1,
+        "n": not 1 <= request.n <= MAX_CHOICES,
+        "resume": request.resume is not None and (request.n > 1 or min(request.resume.emitted) < 0),
         "messages": bool(request.messages) == (request.prompt is not None),
         "temperature": asked.temperature is not None and not asked.temperature >= 0,
         "top_p": asked.top_p is not None and not 0 < asked.top_p <= 1,
@@ -181,11 +202,16 @@ def _within(value: float | None, low: float, high: float) -> bool:
     return value is None or low <= value <= high
 
 
-def check_bias(asked: Sampling, vocabulary: int) -> None:
+def check_tokens(request: Request, vocabulary: int) -> None:
     """Refuse by its id a token that the model does not have."""
-    for token in (each.token for each in asked.logit_bias if not 0 <= each.token < vocabulary):
-        message = f"'logit_bias' names token {token}; this model's are 0 to {vocabulary - 1}."
-        raise InvalidRequest(message, param="logit_bias")
+    named = {
+        "logit_bias": (each.token for each in request.sampling.logit_bias),
+        "resume": request.resume.token_ids if request.resume else (),
+    }
+    for param, tokens in named.items():
+        for token in (token for token in tokens if not 0 <= token < vocabulary):
+            message = f"{param!r} names token {token}; this model's are 0 to {vocabulary - 1}."
+            raise InvalidRequest(message, param=param)
 
 
 def sampler(asked: Sampling, facts: Facts, ending: Collection[int] = ()) -> sampling.Sampler:
@@ -262,9 +288,22 @@ def _serve(channel: _Channel, model: _Model) -> None:
         if model.engine.busy:
             happened += model.engine.step()
         if happened:
-            events = tuple((stream, _told(event)) for stream, event in happened)
-            engine = model.engine
-            channel.send(Step(events=events, kv_free_tokens=engine.kv_free_tokens, tokens_per_s=engine.tokens_per_s))
+            channel.send(_step(happened, model.engine))
+
+
+def _step(happened: list[Happening], engine: Engine) -> Step:
+    speed = engine.speed
+    return Step(
+        events=tuple((stream, _told(event)) for stream, event in happened),
+        free_slots=engine.free_slots,
+        waiting=engine.waiting,
+        remaining_s=engine.remaining_s,
+        kv_free_tokens=engine.kv_free_tokens,
+        prefill_per_s=speed.prefill_rate,
+        tokens_per_s=speed.tokens_per_s,
+        alone_s=speed.step_s(1),
+        full_s=speed.step_s(engine.slots.total),
+    )
 
 
 def _told(event: Event | MeshnodeError) -> Event | Failure:
@@ -283,7 +322,7 @@ def _load(channel: _Channel) -> _Model | None:
         message = error.message.encode("utf-8", "replace").decode()  # it may name a file whose name is no UTF-8
         channel.send(Refused(message=message, hint=error.hint, permanent=not isinstance(error, MemoryShort)))
         return None
-    channel.send(Ready(note=model.note))
+    channel.send(Ready(context_length=model.context_length, note=model.note))
     return model
 
 

@@ -17,12 +17,13 @@ MAX_FRAME = 32 * 1024 * 1024
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Load this model. `context_length` is per slot."""
+    """Load this model. `context_length` is per slot; `unified`: of a pool that all slots share, else each has its own part."""
 
     path: bytes
     facts: Facts
     slots: int
     context_length: int
+    unified: bool = True
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -37,8 +38,10 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Loaded. `note` is for people, about what is not as it should be; mostly empty."""
+    """Loaded. A prompt and its answer have at most `context_length` tokens. `note` is for people, about what is not as it should
+    be; mostly empty."""
 
+    context_length: int
     note: str = ""
 
 
@@ -60,11 +63,23 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, tag="failure"):
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """What one engine step brought, in order, and the load after it, of which the parent knows the number of streams itself."""
+    """What one engine step brought, in order, and the load and the measured speed after it; 0: not known."""
 
     events: tuple[tuple[int, Event | Failure], ...]
+    free_slots: int = 0
+    waiting: int = 0
+    """Sequences without a slot."""
+    remaining_s: float = 0.0
+    """Work left at full speed, with answers as long as usual."""
     kv_free_tokens: int = 0
+    prefill_per_s: float = 0.0
+    """Prompt tokens, when nothing else is done."""
     tokens_per_s: float = 0.0
+    """Of the answers of all streams together."""
+    alone_s: float = 0.0
+    """Of a token when one stream decodes."""
+    full_s: float = 0.0
+    """The same when all slots do."""
 
 
 ToChild = Load | Submit | Cancel

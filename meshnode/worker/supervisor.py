@@ -78,7 +78,9 @@ class Worker:
         cache_dir: Path,
         slots: int = DEFAULT_SLOTS,
         context_length: int | None = None,
+        unified: bool = True,
     ) -> None:
+        """`context_length` is a slot's; with a `unified` KV cache a request may have that of all slots, up to the model's own."""
         self.name = name
         self.path = path
         self.state = State.LOADING
@@ -92,6 +94,7 @@ class Worker:
         self._cache_dir = cache_dir
         self._slots = slots
         self._wanted_context = context_length
+        self._unified = unified
         self._on_change: Callable[[], None] = lambda: None
         self._child: Child | None = None
         self._streams: dict[int, Stream] = {}
@@ -112,7 +115,7 @@ class Worker:
     def load(self) -> ModelState:
         """The live load: what we know here, which is fresher than what the child reports, and its measured speed."""
         active = min(len(self._streams), self._slots)
-        room = self._slots * self.model.context_length if self.model else 0
+        room = self._slots * self._context(self._facts) if self._facts else 0
         reported = self._streams and self._last_step is not _NO_STEP
         return ModelState(
             name=self.name,
@@ -121,6 +124,7 @@ class Worker:
             active=active,
             slots=self._slots,
             queued=len(self._streams) - active,
+            remaining_ms=round(self._last_step.remaining_s * 1000) if reported else 0,
             kv_free_tokens=self._last_step.kv_free_tokens if reported else room,
             tokens_per_s=self._last_step.tokens_per_s,
         )
@@ -202,9 +206,14 @@ class Worker:
             return _Setback(f"its worker process cannot be started: {error.strerror}")
         ending = "stopped"
         try:
-            self._child.send(
-                frame(Load(path=os.fsencode(self.path), facts=facts, slots=self._slots, context_length=self._context(facts)))
+            load = Load(
+                path=os.fsencode(self.path),
+                facts=facts,
+                slots=self._slots,
+                context_length=self._context(facts),
+                unified=self._unified,
             )
+            self._child.send(frame(load))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hash, nursery.cancel_scope)
                 ending = await self._child.run(self._hear)
@@ -244,7 +253,7 @@ class Worker:
             aliases=self._aliases,
             digest=self._digest,
             size=self._facts.size,
-            context_length=self._context(self._facts),
+            context_length=self._ready.context_length,
             slots=self._slots,
         )
         self._ready_since = trio.current_time()

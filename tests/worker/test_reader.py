@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.inference import MAX_ARGUMENTS_PIECE, MAX_TOOL_CALLS
-from meshnode.worker.answer import Answer, Form, Said
 from meshnode.worker.dialect import Dialect, dialect_of
+from meshnode.worker.reader import Form, Reader, Said
 
 KINDS = {"add": {"a": "integer", "b": "integer"}, "say": {"text": "string"}, "now": {}}
 HERMES = dialect_of("tools <tool_call> <think></think>", takes_tools=True)
@@ -36,7 +36,7 @@ def joined(parts: Iterable[Said]) -> Said:
 
 
 def read(form: Form, *pieces: str) -> Said:
-    answer = Answer(form)
+    answer = Reader(form)
     return joined([*map(answer.push, pieces), answer.finish()])
 
 
@@ -163,7 +163,7 @@ def test_without_tools_calls_are_text_and_with_nothing_to_look_for_text_passes_a
     written = f"<tool_call>{ADD}</tool_call>"
 
     assert read(form(kinds={}), written) == Said(text=written)
-    assert Answer(Form()).push("a <") == Said(text="a <")
+    assert Reader(Form()).push("a <") == Said(text="a <")
 
 
 @pytest.mark.parametrize("dialect", [HERMES, MISTRAL])
@@ -204,7 +204,7 @@ def test_an_answer_that_the_prompt_has_begun_to_call_goes_on_as_a_call() -> None
 
 
 def test_where_one_call_is_wanted_the_answer_is_complete_with_it() -> None:
-    answer = Answer(form(parallel=False))
+    answer = Reader(form(parallel=False))
     said = answer.push(f"<tool_call>[{ADD}, {SAY}]</tool_call><tool_call>{SAY}</tool_call> more")
 
     assert answer.complete
@@ -214,7 +214,7 @@ def test_where_one_call_is_wanted_the_answer_is_complete_with_it() -> None:
 
 def test_ids_are_apart_by_request_choice_and_place_and_the_same_again() -> None:
     def ids(seed: str, choice: int = 0, *, short: bool = False) -> list[str]:
-        answer = Answer(form(seed=seed, short_ids=short), choice)
+        answer = Reader(form(seed=seed, short_ids=short), choice)
         return [call.id for call in answer.push(f"<tool_call>[{ADD}, {SAY}]</tool_call>").calls]
 
     assert len({*ids("r"), *ids("s"), *ids("r", 1)}) == 6
