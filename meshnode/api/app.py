@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, replace
 
 from meshnode.api import auth, handlers
+from meshnode.api import ollama_endpoints as ollama
 from meshnode.api.dialect import Dialect, dialect_of
 from meshnode.api.exchange import Exchange, Node
 from meshnode.api.failure import WrongMethod, failure
@@ -46,6 +47,15 @@ ROUTES = (
     Route("POST", "/v1/messages/count_tokens", handlers.count_tokens),
     Route("GET", "/v1/models", handlers.models),
     Route("GET", "/v1/models/{id}", handlers.model),
+    Route("GET", "/", ollama.greeting),
+    Route("POST", "/api/chat", ollama.chat),
+    Route("POST", "/api/generate", ollama.generate),
+    Route("GET", "/api/tags", ollama.tags),
+    Route("GET", "/api/ps", ollama.running),
+    Route("POST", "/api/show", ollama.show),
+    Route("GET", "/api/version", ollama.version),
+    *(Route("POST", f"/api/{path}", ollama.library) for path in ("pull", "push", "create", "copy")),
+    Route("DELETE", "/api/delete", ollama.library),
     Route("GET", "/healthz", handlers.healthz),
     Route("GET", "/readyz", handlers.readyz),
     Route("GET", "/mesh/v1/status", handlers.status, admin=True),

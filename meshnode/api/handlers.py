@@ -2,8 +2,8 @@
 
 import difflib
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import msgspec
@@ -11,22 +11,12 @@ import msgspec
 from meshnode.api.answering import answered, collect, served_by
 from meshnode.api.anthropic import count_request, messages_request
 from meshnode.api.dialect import Dialect, dialect_of
-from meshnode.api.exchange import Exchange, json_response
+from meshnode.api.exchange import Exchange, json_response, plain
 from meshnode.api.http import Response
 from meshnode.api.openai import chat_request
 from meshnode.errors import InvalidRequest, ModelNotFound
 from meshnode.names import printable
 from meshnode.routing.table import Listing
-
-
-def plain(respond: Callable[[Exchange], Response]) -> Callable[[Exchange], AbstractAsyncContextManager[Response]]:
-    """A handler that has its response at once, and nothing to end."""
-
-    @asynccontextmanager
-    async def handler(exchange: Exchange) -> AsyncIterator[Response]:
-        yield respond(exchange)
-
-    return handler
 
 
 @asynccontextmanager

@@ -43,7 +43,7 @@ def message(collected: Collected, model: str, *, identity: Identity) -> bytes:
             content.append({"type": "thinking", "thinking": reasoning, "signature": ""})
         if text := choice.text:
             content.append({"type": "text", "text": text})
-        content += [{"type": "tool_use", "id": each.id, "name": each.name, "input": _input(each)} for each in choice.calls]
+        content += [{"type": "tool_use", "id": each.id, "name": each.name, "input": arguments_of(each)} for each in choice.calls]
         ending = _ending(choice.finish, choice.stop, identity.stops)
     return msgspec.json.encode({**_head(identity, model), "content": content, **ending, "usage": usage})
 
@@ -69,7 +69,7 @@ def _usage(usage: Usage) -> dict[str, int]:
     }
 
 
-def _input(call: ToolCall) -> object:
+def arguments_of(call: ToolCall) -> object:
     """The arguments as the object that they nearly always are; else what the model wrote, under a name."""
     try:
         arguments = msgspec.json.decode(call.arguments or "{}")
