@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from meshnode.api.batch import submitted
 from meshnode.api.collected import Collected
 from meshnode.api.dialect import EVENTS, Asked, Stream
 from meshnode.api.exchange import Answer, Exchange, json_response
@@ -29,7 +30,7 @@ async def answered(exchange: Exchange, asked: Asked, *, headers: Headers = ()) -
     if asked.ignored:
         headers += (("x-meshnode-ignored", ", ".join(asked.ignored)),)
     try:
-        async with exchange.node.submit(asked.request) as answer:
+        async with submitted(exchange.node, asked.requests) as answer:
             if asked.stream is None:
                 collected = await collect(answer)
                 body = asked.whole(collected, answer.model)

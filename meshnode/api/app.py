@@ -43,6 +43,7 @@ class Route:
 
 ROUTES = (
     Route("POST", "/v1/chat/completions", handlers.chat_completions),
+    Route("POST", "/v1/completions", handlers.completions),
     Route("POST", "/v1/messages", handlers.messages),
     Route("POST", "/v1/messages/count_tokens", handlers.count_tokens),
     Route("GET", "/v1/models", handlers.models),

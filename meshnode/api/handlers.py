@@ -14,6 +14,7 @@ from meshnode.api.dialect import Dialect, dialect_of
 from meshnode.api.exchange import Exchange, json_response, plain
 from meshnode.api.http import Response
 from meshnode.api.openai import chat_request
+from meshnode.api.prompts import completion_request
 from meshnode.errors import InvalidRequest, ModelNotFound
 from meshnode.names import printable
 from meshnode.routing.table import Listing
@@ -22,6 +23,13 @@ from meshnode.routing.table import Listing
 @asynccontextmanager
 async def chat_completions(exchange: Exchange) -> AsyncIterator[Response]:
     asked = chat_request(exchange.request.body, request_id=exchange.id, created=int(time.time()))
+    async with answered(exchange, asked) as response:
+        yield response
+
+
+@asynccontextmanager
+async def completions(exchange: Exchange) -> AsyncIterator[Response]:
+    asked = completion_request(exchange.request.body, request_id=exchange.id, created=int(time.time()))
     async with answered(exchange, asked) as response:
         yield response
 
