@@ -225,6 +225,7 @@ def _serve(channel: _Channel, model: _Model) -> None:
 
 def _step(happened: list[Happening], engine: Engine) -> Step:
     speed = engine.speed
+    step_s, stream_s = speed.line()
     return Step(
         events=tuple((stream, _told(event)) for stream, event in happened),
         free_slots=engine.free_slots,
@@ -233,8 +234,8 @@ def _step(happened: list[Happening], engine: Engine) -> Step:
         kv_free_tokens=engine.kv_free_tokens,
         prefill_per_s=speed.prefill_rate,
         tokens_per_s=speed.tokens_per_s,
-        alone_s=speed.step_s(1),
-        full_s=speed.step_s(engine.slots.total),
+        step_s=step_s,
+        stream_s=stream_s,
     )
 
 

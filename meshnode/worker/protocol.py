@@ -70,16 +70,16 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     waiting: int = 0
     """Sequences without a slot."""
     remaining_s: float = 0.0
-    """Work left at full speed, with answers as long as usual."""
+    """Work left when one sequence is read and drawn after the other, answers as long as usual."""
     kv_free_tokens: int = 0
     prefill_per_s: float = 0.0
     """Prompt tokens, when nothing else is done."""
     tokens_per_s: float = 0.0
     """Of the answers of all streams together."""
-    alone_s: float = 0.0
-    """Of a token when one stream decodes."""
-    full_s: float = 0.0
-    """The same when all slots do."""
+    step_s: float = 0.0
+    """Of a step in which one stream decodes."""
+    stream_s: float = 0.0
+    """What each further stream adds to that."""
 
 
 ToChild = Load | Submit | Cancel

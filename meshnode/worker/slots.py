@@ -72,10 +72,6 @@ class Slots:
         return iter(self._all)
 
     @property
-    def total(self) -> int:
-        return len(self._all)
-
-    @property
     def idle(self) -> int:
         """How many slots have no stream."""
         return len(self._idle)
