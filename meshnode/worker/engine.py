@@ -192,6 +192,9 @@ class Engine:
         return held + booked + schedule.booked(choice, self._share) - shared <= self._runtime.pool
 
     def _activate(self, choice: Choice) -> None:
+        job = choice.generation.job
+        assert choice.slot
+        choice.slot.chain, choice.slot.chained = job.chain, len(job.prompt)
         insort(self._active, choice, key=lambda choice: choice.slot.id if choice.slot else 0)
 
     def _progress(self, now: float) -> list[Happening]:

@@ -44,7 +44,7 @@ class Speed:
         return self._steps[max((known for known in self._steps if known < streams), default=min(self._steps))]
 
     def line(self) -> tuple[float, float]:
-        """Seconds of a step with one stream, and what each further one adds: through the fewest and the most that were measured."""
+        """Seconds of a step with one stream, and what each further one adds: through the fewest and the most measured."""
         if not self._steps:
             return 0.0, 0.0
         fewest, most = min(self._steps), max(self._steps)
