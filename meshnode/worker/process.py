@@ -33,11 +33,13 @@ from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.machine import MemoryShort
 from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
 from meshnode.worker.prompt import Tokenizer
-from meshnode.worker.protocol import Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
+from meshnode.worker.protocol import Cached, Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
 from meshnode.worker.reader import Form
 from meshnode.worker.renderer import CHATML, Renderer
 
 _RECEIVE = 256 * 1024
+CACHED_S = 1.0
+"""Between two reports of what is cached, while there is work: as often as a node tells others of its load."""
 _END_OF_TURN = "<|im_end|>"
 
 Number = TypeVar("Number", int, float)
@@ -89,12 +91,12 @@ class _Model:
         self._vocabulary = runtime.vocabulary()
         self._render = renderer.render
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
-        # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
         self._dialect = dialect_of(facts.chat_template, takes_tools=renderer.takes_tools)
         self._marks = {token: text for text in self._dialect.texts for token in control(runtime, text)}
+        # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
         self._stops = () if facts.chat_template or _END_OF_TURN in controls else (_END_OF_TURN,)
 
-    def job(self, stream: int, request: Request) -> Job:
+    def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
         """Raises Unsupported, InvalidRequest, or what a bug raises."""
         check(request)
         check_tokens(request, self._vocabulary)
@@ -111,6 +113,7 @@ class _Model:
             logprobs=request.logprobs.top if request.logprobs else None,
             form=self._form(request, wanted, begun),
             priority=request.priority,
+            chain=chain,
             resume=request.resume,
         )
 
@@ -238,7 +241,7 @@ def _queue(commands: list[ToChild], waiting: dict[int, Submit], engine: Engine) 
 def _take(submit: Submit, model: _Model) -> list[Happening]:
     """Prepare a request for the engine; what that brings at once is its refusal."""
     try:
-        model.engine.submit(model.job(submit.stream, submit.request))
+        model.engine.submit(model.job(submit.stream, submit.request, submit.chain))
     except MeshnodeError as error:
         return [(submit.stream, error)]
     except Exception as error:
@@ -251,6 +254,8 @@ def _take(submit: Submit, model: _Model) -> list[Happening]:
 def _serve(channel: _Channel, model: _Model) -> None:
     """Until the parent is gone."""
     waiting: dict[int, Submit] = {}
+    told: tuple[tuple[int, ...], ...] = ()
+    told_at = 0.0
     while True:
         _queue(channel.commands(wait=not (model.engine.busy or waiting)), waiting, model.engine)
         happened: list[Happening] = []
@@ -260,10 +265,17 @@ def _serve(channel: _Channel, model: _Model) -> None:
             happened += model.engine.step()
         if happened:
             channel.send(_step(happened, model.engine))
+        now = time.monotonic()
+        if now - told_at >= CACHED_S or not model.engine.busy:
+            told_at, chains = now, model.engine.slots.chains
+            if chains != told:
+                told = chains
+                channel.send(Cached(chains=chains))
 
 
 def _step(happened: list[Happening], engine: Engine) -> Step:
     speed = engine.speed
+    step_s, stream_s = speed.line()
     return Step(
         events=tuple((stream, _told(event)) for stream, event in happened),
         free_slots=engine.free_slots,
@@ -272,8 +284,8 @@ def _step(happened: list[Happening], engine: Engine) -> Step:
         kv_free_tokens=engine.kv_free_tokens,
         prefill_per_s=speed.prefill_rate,
         tokens_per_s=speed.tokens_per_s,
-        alone_s=speed.step_s(1),
-        full_s=speed.step_s(engine.slots.total),
+        step_s=step_s,
+        stream_s=stream_s,
     )
 
 

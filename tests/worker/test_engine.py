@@ -558,3 +558,22 @@ def test_a_full_cache_that_nobody_knew_of_parks_and_goes_on() -> None:
     happened = run(engine)
 
     assert [text(happened, stream) for stream in (1, 2)] == ["ELLO", "ELLO"]
+
+
+def test_a_chain_is_told_as_far_as_it_is_cached() -> None:
+    table = Table(slots=2, context_length=100, pool=100, batch_size=10)
+    engine = engine_over(table)
+    sampler = Sampler(seed=1, temperature=0)
+    engine.submit(Job(stream=1, prompt=[1] * 39 + [0], sampler=sampler, chain=(1, 2, 3, 4)))
+    told = []
+    for _ in range(4):
+        engine.step()
+        told.append(engine.slots.chains)
+    run(engine)
+    assert told == [((1,),), ((1, 2),), ((1, 2, 3),), ((1, 2, 3, 4),)]
+
+    engine.submit(Job(stream=2, prompt=[1] * 20 + [2] * 19 + [0], sampler=sampler, chain=(1, 2, 5, 6)))
+    run(engine)
+    assert list(engine.slots.chains) == [(1, 2, 5, 6), (1, 2, 3, 4)]
+    engine.slots.evict(1)
+    assert list(engine.slots.chains) == [(1, 2, 5, 6)]
