@@ -25,6 +25,7 @@ from meshnode.worker import schedule
 from meshnode.worker.generation import Choice, Generation, generation_of
 from meshnode.worker.job import Job
 from meshnode.worker.logprobs import of_token
+from meshnode.worker.reader import NOTHING, Said
 from meshnode.worker.runtime import NoRoom, Runtime, Span
 from meshnode.worker.sampling import Logits
 from meshnode.worker.slots import EVICTED_AT_ONCE, Slots
@@ -287,13 +288,13 @@ class Engine:
             self._silent.pop(job.stream, None)
         if generation.first is None:
             generation.first = now
-        text = choice.accept(token, self._runtime)
-        if choice.unsent:
-            text, choice.unsent = choice.unsent + text, ""
+        said = choice.accept(token, self._runtime)
+        if choice.unsent is not NOTHING:
+            said, choice.unsent = choice.unsent + said, NOTHING
         logprobs: tuple[TokenLogprob, ...] = ()
         if job.logprobs is not None and not self._runtime.ends(token):
             logprobs = (of_token(logits, token, job.logprobs, self._runtime.piece),)
-        chunk = Chunk(choice=choice.sampler.choice, text=text, token_ids=(token,), finish=choice.finish, logprobs=logprobs)
+        chunk = _chunk(choice, said, (token,), logprobs)
         if choice.finish is None:
             return [(job.stream, chunk)]
         self._drop(choice)
@@ -302,7 +303,7 @@ class Engine:
 
     def _ended_elsewhere(self, generation: Generation, now: float) -> list[Happening]:
         choice, stream = generation.choices[0], generation.job.stream
-        chunk = Chunk(choice=choice.sampler.choice, text=choice.unsent, finish=choice.finish)
+        chunk = _chunk(choice, choice.unsent)
         return [(stream, chunk), (stream, self._end(generation, now))]
 
     def _end(self, generation: Generation, now: float) -> End:
@@ -320,6 +321,18 @@ class Engine:
             self._queue.remove(choice)
             self.parked_bytes -= len(choice.saved or b"")
             choice.saved = None
+
+
+def _chunk(choice: Choice, said: Said, tokens: tuple[int, ...] = (), logprobs: tuple[TokenLogprob, ...] = ()) -> Chunk:
+    return Chunk(
+        choice=choice.sampler.choice,
+        text=said.text,
+        token_ids=tokens,
+        finish=choice.finish,
+        logprobs=logprobs,
+        reasoning=said.reasoning,
+        tool_calls=said.calls,
+    )
 
 
 def _span(choice: Choice, count: int) -> Span:

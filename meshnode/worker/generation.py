@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from meshnode.inference import Finish, Timings, Usage
 from meshnode.worker.job import Job
+from meshnode.worker.reader import NOTHING, Reader, Said
 from meshnode.worker.runtime import Runtime
 from meshnode.worker.sampling import Sampler
 from meshnode.worker.slots import Slot
@@ -30,6 +31,7 @@ class Choice:
     due: float
     """See `schedule.due`."""
     text: Text
+    reader: Reader
     tokens: list[int]
     """The prompt's, then the `drawn` ones of the answer."""
     drawn: int = 0
@@ -38,8 +40,8 @@ class Choice:
     saved: bytearray | None = field(default=None, repr=False)
     """The keys and values of its first `kept` tokens, while it is parked."""
     kept: int = 0
-    unsent: str = ""
-    """Text that comes with the next token's."""
+    unsent: Said = NOTHING
+    """What comes with the next token's."""
     finish: Finish | None = None
 
     @property
@@ -47,19 +49,23 @@ class Choice:
         """Tokens that must be decoded before one can be drawn."""
         return len(self.tokens) - (self.slot.count if self.slot else 0)
 
-    def accept(self, token: int, runtime: Runtime) -> str:
-        """Take `token` as the next one of the answer; the text that may be shown now. Sets `finish` when it is the last."""
+    def accept(self, token: int, runtime: Runtime) -> Said:
+        """Take `token` as the next one of the answer; what may be shown now. Sets `finish` when it is the last."""
         self.tokens.append(token)
         self.drawn += 1
         ended = runtime.ends(token)
-        text = "" if ended else self.text.push(runtime.piece(token))
-        if ended or self.text.stopped:
+        piece = self.generation.job.form.controls.get(token) or runtime.piece(token)
+        said = self.reader.push("" if ended else self.text.push(piece))
+        if ended or self.text.stopped or self.reader.complete:
             self.finish = Finish.STOP
         elif self.drawn >= self.limit:
             self.finish = Finish.LENGTH
         else:
-            return text
-        return text + self.text.finish()
+            return said
+        said += self.reader.push(self.text.finish()) + self.reader.finish()
+        if self.finish is Finish.STOP and self.reader.called:
+            self.finish = Finish.TOOL_CALLS
+        return said
 
     def replay(self, tokens: Iterable[int], runtime: Runtime) -> None:
         """Take what was drawn elsewhere; what comes after the answer's end is none of it."""
@@ -110,7 +116,8 @@ def generation_of(job: Job, *, submitted: float, due: float, context_length: int
             sampler=replace(job.sampler, choice=index) if index else job.sampler,
             limit=limit,
             due=due,
-            text=Text(job.stops, skip=job.resume.emitted_chars if job.resume else 0),
+            text=Text(job.stops),
+            reader=Reader(job.form, index, job.resume),
             tokens=list(job.prompt),
         )
         for index in range(job.n)

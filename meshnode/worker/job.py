@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meshnode.inference import Priority, Resume
+from meshnode.worker.reader import PLAIN, Form
 from meshnode.worker.sampling import Sampler
 
 
@@ -25,5 +26,7 @@ class Job:
     priority: Priority = Priority.DEFAULT
     chain: tuple[int, ...] = ()
     """Hashes of the prompt's text, block by block (design D22): by them others learn what is cached here."""
+    form: Form = PLAIN
+    """How the answers are to be read."""
     resume: Resume | None = None
     """Of the one choice: what another node has drawn already."""
