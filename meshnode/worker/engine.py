@@ -2,8 +2,8 @@
 
 The engine owns the slots of a `Runtime` and runs in steps. A job waits in a queue (`schedule`) until a slot is free and the KV
 cache has room for its prompt and a usual answer, then its prompt is read and its answer drawn token by token (`generation`). A
-step is one batch: a row for every decoding stream first, in the order of their slots, for a cache in parts demands that; then
-pieces of prompts. While anybody decodes, these are cut so that a step stays short (`speed`). Cancels take effect between steps.
+step is one batch: a row for every decoding stream, and pieces of prompts in what room is left. While anybody decodes, these are
+cut so that a step stays short (`speed`). Cancels take effect between steps.
 
 Answers may grow longer than expected. Then room is made: what slots without a stream keep is forgotten (`slots`), after that the
 last stream due is parked. It leaves its slot, keeps a copy of its KV cache in main memory, `MAX_PARKED` bytes for all, or beyond
@@ -144,28 +144,28 @@ class Engine:
         self._admit(now)
         happened += self._progress(now)
         decoding, reading = self._rows()
-        spans = [_span(choice, 1) for choice in decoding] + [_span(choice, count) for choice, count in reading]
-        if not spans:
+        rows = [(choice, 1) for choice in decoding] + reading
+        if not rows:
             return happened
+        if not self._runtime.unified:
+            rows.sort(key=_slot_id)  # or llama.cpp runs the batch in pieces: one for each step back in the order
+        spans = [_span(choice, count) for choice, count in rows]
 
         before = self._clock()
         try:
-            rows = self._runtime.decode(spans)
+            logits = self._runtime.decode(spans)
         except NoRoom:
             self._relieve()
             return happened
         now = self._clock()
 
         self.speed.measure(now - before, decoded=len(decoding), read=sum(count for _, count in reading))
-        for choice in decoding:
-            assert choice.slot
-            self.slots.grow(choice.slot, 1)
-        for choice, count in reading:
+        for choice, count in rows:
             assert choice.slot
             self.slots.grow(choice.slot, count)
-        complete = [choice for (choice, _), span in zip(reading, spans[len(decoding) :], strict=True) if span.last]
-        for choice, logits in zip(decoding + complete, rows, strict=True):
-            happened += self._advance(choice, logits, now)
+        complete = [choice for (choice, _), span in zip(rows, spans, strict=True) if span.last]
+        for choice, row in zip(complete, logits, strict=True):
+            happened += self._advance(choice, row, now)
         return happened
 
     def _enqueue(self, choice: Choice) -> None:
@@ -320,6 +320,12 @@ class Engine:
             self._queue.remove(choice)
             self.parked_bytes -= len(choice.saved or b"")
             choice.saved = None
+
+
+def _slot_id(row: tuple[Choice, int]) -> int:
+    slot = row[0].slot
+    assert slot
+    return slot.id
 
 
 def _span(choice: Choice, count: int) -> Span:
