@@ -33,7 +33,7 @@ from meshnode.worker.speed import Speed
 MAX_WAITING = 64
 """Beyond that a request is better off elsewhere. A guess: at four slots, some minutes of waiting."""
 MAX_PARKED = 512 * 1024 * 1024
-"""Bytes. Some 4,000 tokens of an 8 B model, which takes 2 ms a thousand to copy and back, and seconds to read again."""
+"""Bytes, at most. Some 4,000 tokens of an 8 B model: copied in milliseconds a thousand, and read again in seconds."""
 LOAD_S = 0.1
 """For so long the remaining work is taken to be as it was: it is a sum over all who wait."""
 PROGRESS_S = 0.8

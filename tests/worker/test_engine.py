@@ -459,6 +459,15 @@ def test_several_choices_read_their_prompt_once() -> None:
     assert isinstance(happened[-1][1], End)
 
 
+def test_choices_need_no_room_for_the_prompt_that_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "EXPECTED", 5)
+    engine = engine_over(table := Table(slots=3, pool=60, context_length=60, batch_size=60, answer="XYZ"))
+    engine.submit(Job(stream=1, prompt=(5,) * 29 + (0,), sampler=Sampler(seed=1, temperature=0), n=3))
+    run(engine)
+
+    assert [[len(span.tokens) for span in step] for step in table.steps] == [[30]] + [[1, 1, 1]] * 3
+
+
 def test_choices_without_a_slot_wait_and_share_the_prompt_later() -> None:
     engine = engine_over(table := Table(slots=2, answer="XYZ"))
     engine.submit(Job(stream=1, prompt=(5,) * 9 + (0,), sampler=Sampler(seed=1, temperature=0), n=5))
