@@ -24,9 +24,9 @@ import msgspec
 from meshnode import tools
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
 from meshnode.inference import MAX_BIASES, MAX_CHOICES, MAX_TOP_LOGPROBS, Event, Request, Sampling
-from meshnode.worker import confinement, sampling
+from meshnode.worker import confinement, machine, sampling
 from meshnode.worker.dialect import dialect_of, opening
-from meshnode.worker.engine import Engine, Happening
+from meshnode.worker.engine import MAX_PARKED, Engine, Happening
 from meshnode.worker.gguf import Facts
 from meshnode.worker.job import Job
 from meshnode.worker.llama import LlamaRuntime
@@ -83,7 +83,8 @@ class _Model:
         )
         renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())
         controls = runtime.control_texts()
-        self.engine = Engine(runtime, clock=time.monotonic)
+        free = machine.memory_available() or 4 * MAX_PARKED
+        self.engine = Engine(runtime, clock=time.monotonic, max_parked=min(MAX_PARKED, free // 4))
         self.context_length = runtime.context_length
         self.note = "" if facts.chat_template else "The file has no chat template; ChatML is used."
         self._facts = facts
