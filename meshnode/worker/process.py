@@ -92,9 +92,9 @@ class _Model:
         self._vocabulary = runtime.vocabulary()
         self._render = renderer.render
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
-        # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
         self._dialect = dialect_of(facts.chat_template, takes_tools=renderer.takes_tools)
         self._marks = {token: text for text in self._dialect.texts for token in control(runtime, text)}
+        # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
         self._stops = () if facts.chat_template or _END_OF_TURN in controls else (_END_OF_TURN,)
 
     def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
