@@ -24,9 +24,9 @@ class Job:
     logprobs: int | None = None
     """How many alternatives are wanted beside each token's log-probability; None: not even that."""
     priority: Priority = Priority.DEFAULT
-    chain: tuple[int, ...] = ()
-    """Hashes of the prompt's text, block by block (design D22): by them others learn what is cached here."""
     form: Form = PLAIN
     """How the answers are to be read."""
+    chain: tuple[int, ...] = ()
+    """Hashes of the prompt's text, block by block (design D22): by them others learn what is cached here."""
     resume: Resume | None = None
     """Of the one choice: what another node has drawn already."""
