@@ -1,9 +1,9 @@
 """Continuous batching: which sequence gets which rows of the next batch, and what its tokens become.
 
 The engine owns the slots of a `Runtime` and runs in steps. A job waits in a queue (`schedule`) until a slot is free and the KV
-cache has room for its prompt and a usual answer, then its prompt is read and its answer drawn, token by token (`answer`). A step
-is one batch: a row for every decoding stream first, in the order of their slots, for a cache in parts demands that; then pieces
-of prompts. While anybody decodes, these are cut so that a step stays short (`speed`). Cancels take effect between steps.
+cache has room for its prompt and a usual answer, then its prompt is read and its answer drawn token by token (`generation`). A
+step is one batch: a row for every decoding stream, and pieces of prompts in what room is left. While anybody decodes, these are
+cut so that a step stays short (`speed`). Cancels take effect between steps.
 
 Answers may grow longer than expected. Then room is made: what slots without a stream keep is forgotten (`slots`), after that the
 last stream due is parked. It leaves its slot, keeps a copy of its KV cache in main memory, `MAX_PARKED` bytes for all, or beyond
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from meshnode.errors import ContextTooLong, InternalError, MeshnodeError, Overloaded
 from meshnode.inference import Chunk, End, Event, Phase, Progress, TokenLogprob
 from meshnode.worker import schedule
-from meshnode.worker.answer import Answer, Choice, answer_to
+from meshnode.worker.generation import Choice, Generation, generation_of
 from meshnode.worker.job import Job
 from meshnode.worker.logprobs import of_token
 from meshnode.worker.reader import NOTHING, Said
@@ -34,7 +34,7 @@ from meshnode.worker.speed import Speed
 MAX_WAITING = 64
 """Beyond that a request is better off elsewhere. A guess: at four slots, some minutes of waiting."""
 MAX_PARKED = 512 * 1024 * 1024
-"""Bytes. Some 4,000 tokens of an 8 B model, which takes 2 ms a thousand to copy and back, and seconds to read again."""
+"""Bytes, at most. Some 4,000 tokens of an 8 B model: copied in milliseconds a thousand, and read again in seconds."""
 LOAD_S = 0.1
 """For so long the remaining work is taken to be as it was: it is a sum over all who wait."""
 PROGRESS_S = 0.8
@@ -66,11 +66,11 @@ class Engine:
         """In the order of `schedule.due`."""
         self._active: list[Choice] = []
         """In the order of their slots."""
-        self._answers: dict[int, Answer] = {}
+        self._generations: dict[int, Generation] = {}
         """By stream, until their end."""
-        self._silent: dict[int, Answer] = {}
+        self._silent: dict[int, Generation] = {}
         """Those whose readers see nothing: not begun, or parked."""
-        self._complete: list[Answer] = []
+        self._complete: list[Generation] = []
         """Those that had ended on another node already."""
         self._remaining = (float("-inf"), 0.0)
         """When it was summed up, and the sum."""
@@ -78,7 +78,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether `step` has work."""
-        return bool(self._answers)
+        return bool(self._generations)
 
     @property
     def waiting(self) -> int:
@@ -96,12 +96,13 @@ class Engine:
 
     @property
     def remaining_s(self) -> float:
-        """Work that is left, of running and waiting streams, in seconds."""
+        """Work that is left, of running and waiting sequences one after the other, in seconds."""
         now = self._clock()
         at, seconds = self._remaining
         if now - at >= LOAD_S or not seconds or not self.busy:
-            speed, choices = self.speed, (*self._active, *self._queue)
-            seconds = schedule.remaining_s(choices, prefill_rate=speed.prefill_rate, tokens_per_s=speed.tokens_per_s)
+            choices = (*self._active, *self._queue)
+            step_s, _ = self.speed.line()
+            seconds = schedule.remaining_s(choices, prefill_rate=self.speed.prefill_rate, step_s=step_s)
             self._remaining = (now, seconds)
         return seconds
 
@@ -113,59 +114,59 @@ class Engine:
                 f"The prompt has {len(job.prompt)} tokens; with at least one for the answer, {limit} are the model's limit here."
             )
             raise ContextTooLong(message, hint="Shorten the messages.", param="messages")
-        waiting = sum(answer.admitted is None for answer in self._silent.values())
+        waiting = sum(generation.admitted is None for generation in self._silent.values())
         if waiting >= self._max_waiting:
             raise Overloaded(f"{waiting} requests are waiting already.", retry_after=5)
         now = self._clock()
-        answer = answer_to(job, submitted=now, due=schedule.due(now, job.priority), context_length=limit)
-        self._answers[job.stream] = self._silent[job.stream] = answer
+        generation = generation_of(job, submitted=now, due=schedule.due(now, job.priority), context_length=limit)
+        self._generations[job.stream] = self._silent[job.stream] = generation
         if job.resume:
-            answer.choices[0].replay(job.resume.token_ids, self._runtime)
-        if answer.choices[0].finish:
-            self._complete.append(answer)
+            generation.choices[0].replay(job.resume.token_ids, self._runtime)
+        if generation.choices[0].finish:
+            self._complete.append(generation)
             return
-        answer.held = list(answer.choices[1:]) if self._runtime.unified else []
-        for choice in answer.choices[: 1 if self._runtime.unified else job.n]:
+        generation.held = list(generation.choices[1:]) if self._runtime.unified else []
+        for choice in generation.choices[: 1 if self._runtime.unified else job.n]:
             self._enqueue(choice)
 
     def cancel(self, stream: int) -> None:
         """Take `stream` out before the next step; an unknown one is gone already."""
-        if answer := self._answers.pop(stream, None):
+        if generation := self._generations.pop(stream, None):
             self._silent.pop(stream, None)
-            self._complete = [other for other in self._complete if other is not answer]
-            for choice in answer.choices:
+            self._complete = [other for other in self._complete if other is not generation]
+            for choice in generation.choices:
                 self._drop(choice)
 
     def step(self) -> list[Happening]:
         """Run one batch. What happened is in order within each stream."""
         now = self._clock()
-        happened = [event for answer in self._complete for event in self._ended_elsewhere(answer, now)]
+        happened = [event for generation in self._complete for event in self._ended_elsewhere(generation, now)]
         self._complete.clear()
         self._admit(now)
         happened += self._progress(now)
         decoding, reading = self._rows()
-        spans = [_span(choice, 1) for choice in decoding] + [_span(choice, count) for choice, count in reading]
-        if not spans:
+        rows = [(choice, 1) for choice in decoding] + reading
+        if not rows:
             return happened
+        if not self._runtime.unified:
+            rows.sort(key=_slot_id)  # or llama.cpp runs the batch in pieces: one for each step back in the order
+        spans = [_span(choice, count) for choice, count in rows]
 
         before = self._clock()
         try:
-            rows = self._runtime.decode(spans)
+            logits = self._runtime.decode(spans)
         except NoRoom:
             self._relieve()
             return happened
         now = self._clock()
 
         self.speed.measure(now - before, decoded=len(decoding), read=sum(count for _, count in reading))
-        for choice in decoding:
-            assert choice.slot
-            self.slots.grow(choice.slot, 1)
-        for choice, count in reading:
+        for choice, count in rows:
             assert choice.slot
             self.slots.grow(choice.slot, count)
-        complete = [choice for (choice, _), span in zip(reading, spans[len(decoding) :], strict=True) if span.last]
-        for choice, logits in zip(decoding + complete, rows, strict=True):
-            happened += self._advance(choice, logits, now)
+        complete = [choice for (choice, _), span in zip(rows, spans, strict=True) if span.last]
+        for choice, row in zip(complete, logits, strict=True):
+            happened += self._advance(choice, row, now)
         return happened
 
     def _enqueue(self, choice: Choice) -> None:
@@ -178,10 +179,10 @@ class Engine:
             if choice.saved is None or not self._restore(choice):
                 choice.slot = self.slots.take(choice.tokens, len(choice.tokens) - 1)
             self._activate(choice)
-            answer = choice.answer
-            if answer.admitted is None:
+            generation = choice.generation
+            if generation.admitted is None:
                 assert choice.slot
-                answer.admitted, answer.cached = now, min(choice.slot.count, len(answer.job.prompt))
+                generation.admitted, generation.cached = now, min(choice.slot.count, len(generation.job.prompt))
 
     def _fits(self, choice: Choice, *, shared: int = 0) -> bool:
         """Whether there is room for all but the `shared` tokens of it, as far as one can know. For one alone there always is."""
@@ -192,17 +193,20 @@ class Engine:
         return held + booked + schedule.booked(choice, self._share) - shared <= self._runtime.pool
 
     def _activate(self, choice: Choice) -> None:
+        job = choice.generation.job
+        assert choice.slot
+        choice.slot.chain, choice.slot.chained = job.chain, len(job.prompt)
         insort(self._active, choice, key=lambda choice: choice.slot.id if choice.slot else 0)
 
     def _progress(self, now: float) -> list[Happening]:
         reports: list[Happening] = []
-        for answer in self._silent.values():
-            if now - answer.reported < PROGRESS_S:
+        for generation in self._silent.values():
+            if now - generation.reported < PROGRESS_S:
                 continue
-            answer.reported = now
-            first = answer.choices[0]
+            generation.reported = now
+            first = generation.choices[0]
             done, phase = (first.slot.count, Phase.PREFILL) if first.slot else (0, Phase.QUEUED)
-            reports.append((answer.job.stream, Progress(phase=phase, done=done, total=len(first.tokens))))
+            reports.append((generation.job.stream, Progress(phase=phase, done=done, total=len(first.tokens))))
         return reports
 
     def _rows(self) -> tuple[list[Choice], list[tuple[Choice, int]]]:
@@ -238,7 +242,7 @@ class Engine:
         else:
             self.parked_bytes += len(choice.saved)
             self.slots.clear(slot)
-        self._silent[choice.answer.job.stream] = choice.answer
+        self._silent[choice.generation.job.stream] = choice.generation
         self._enqueue(choice)
 
     def _restore(self, choice: Choice) -> bool:
@@ -253,20 +257,20 @@ class Engine:
 
     def _advance(self, choice: Choice, logits: Logits, now: float) -> Iterable[Happening]:
         """Draw the next token of `choice`, and of those that waited for its prompt. A bug in here is that answer's alone."""
-        answer = choice.answer
+        generation = choice.generation
         if choice.slot is None:
             return []  # its answer failed with another choice
         try:
-            drawing = [choice, *self._fork(choice)] if answer.held else [choice]
+            drawing = [choice, *self._fork(choice)] if generation.held else [choice]
             return [event for each in drawing for event in self._draw(each, logits, now)]
         except Exception as error:
-            self.cancel(answer.job.stream)
-            return [(answer.job.stream, InternalError(f"The worker failed to draw a token: {type(error).__name__}."))]
+            self.cancel(generation.job.stream)
+            return [(generation.job.stream, InternalError(f"The worker failed to draw a token: {type(error).__name__}."))]
 
     def _fork(self, first: Choice) -> list[Choice]:
         """The prompt is read: who has a slot draws from the same logits, and the others wait for one."""
         assert first.slot
-        held, first.answer.held = first.answer.held, []
+        held, first.generation.held = first.generation.held, []
         forked: list[Choice] = []
         for choice in held:
             choice.slot = self.slots.fork(first.slot, choice.tokens) if self._fits(choice, shared=first.slot.count) else None
@@ -278,12 +282,12 @@ class Engine:
         return forked
 
     def _draw(self, choice: Choice, logits: Logits, now: float) -> list[Happening]:
-        answer, job = choice.answer, choice.answer.job
+        generation, job = choice.generation, choice.generation.job
         token = choice.sampler.draw(logits, choice.drawn, choice.tokens)
         if self._silent:
             self._silent.pop(job.stream, None)
-        if answer.first is None:
-            answer.first = now
+        if generation.first is None:
+            generation.first = now
         said = choice.accept(token, self._runtime)
         if choice.unsent is not NOTHING:
             said, choice.unsent = choice.unsent + said, NOTHING
@@ -294,18 +298,18 @@ class Engine:
         if choice.finish is None:
             return [(job.stream, chunk)]
         self._drop(choice)
-        answer.left -= 1
-        return [(job.stream, chunk)] if answer.left else [(job.stream, chunk), (job.stream, self._end(answer, now))]
+        generation.left -= 1
+        return [(job.stream, chunk)] if generation.left else [(job.stream, chunk), (job.stream, self._end(generation, now))]
 
-    def _ended_elsewhere(self, answer: Answer, now: float) -> list[Happening]:
-        choice, stream = answer.choices[0], answer.job.stream
+    def _ended_elsewhere(self, generation: Generation, now: float) -> list[Happening]:
+        choice, stream = generation.choices[0], generation.job.stream
         chunk = _chunk(choice, choice.unsent)
-        return [(stream, chunk), (stream, self._end(answer, now))]
+        return [(stream, chunk), (stream, self._end(generation, now))]
 
-    def _end(self, answer: Answer, now: float) -> End:
-        del self._answers[answer.job.stream]
-        self._silent.pop(answer.job.stream, None)
-        return End(usage=answer.usage(), timings=answer.timings(now))
+    def _end(self, generation: Generation, now: float) -> End:
+        del self._generations[generation.job.stream]
+        self._silent.pop(generation.job.stream, None)
+        return End(usage=generation.usage(), timings=generation.timings(now))
 
     def _drop(self, choice: Choice) -> None:
         """It is gone; its slot keeps what its KV cache holds, which is all but a token drawn last."""
@@ -330,6 +334,12 @@ def _chunk(choice: Choice, said: Said, tokens: tuple[int, ...] = (), logprobs: t
         tool_calls=said.calls,
         stop=None if choice.finish is None else choice.text.stop,
     )
+
+
+def _slot_id(row: tuple[Choice, int]) -> int:
+    slot = row[0].slot
+    assert slot
+    return slot.id
 
 
 def _span(choice: Choice, count: int) -> Span:

@@ -26,5 +26,7 @@ class Job:
     priority: Priority = Priority.DEFAULT
     form: Form = PLAIN
     """How the answers are to be read."""
+    chain: tuple[int, ...] = ()
+    """Hashes of the prompt's text, block by block (design D22): by them others learn what is cached here."""
     resume: Resume | None = None
     """Of the one choice: what another node has drawn already."""

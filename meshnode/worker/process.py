@@ -35,20 +35,36 @@ from meshnode.inference import (
     Sampling,
     Usage,
 )
-from meshnode.worker import confinement, sampling
+from meshnode.worker import confinement, machine, sampling
 from meshnode.worker.dialect import dialect_of, opening
-from meshnode.worker.engine import Engine, Happening
+from meshnode.worker.engine import MAX_PARKED, Engine, Happening
 from meshnode.worker.gguf import Facts
 from meshnode.worker.job import Job
 from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.machine import MemoryShort
 from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
 from meshnode.worker.prompt import Tokenizer
-from meshnode.worker.protocol import Cancel, Failure, Frames, Load, Ready, Refused, Region, Step, Submit, ToChild, ToParent, frame
+from meshnode.worker.protocol import (
+    Cached,
+    Cancel,
+    Failure,
+    Frames,
+    Load,
+    Ready,
+    Refused,
+    Region,
+    Step,
+    Submit,
+    ToChild,
+    ToParent,
+    frame,
+)
 from meshnode.worker.reader import PLAIN, Form
 from meshnode.worker.renderer import CHATML, Renderer
 
 _RECEIVE = 256 * 1024
+CACHED_S = 1.0
+"""Between two reports of what is cached, while there is work: as often as a node tells others of its load."""
 _END_OF_TURN = "<|im_end|>"
 
 Number = TypeVar("Number", int, float)
@@ -92,7 +108,8 @@ class _Model:
         )
         renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())
         controls = runtime.control_texts()
-        self.engine = Engine(runtime, clock=time.monotonic)
+        free = machine.memory_available() or 4 * MAX_PARKED
+        self.engine = Engine(runtime, clock=time.monotonic, max_parked=min(MAX_PARKED, free // 4))
         self.context_length = runtime.context_length
         self.note = "" if facts.chat_template else "The file has no chat template; ChatML is used."
         self._facts = facts
@@ -100,12 +117,12 @@ class _Model:
         self._vocabulary = runtime.vocabulary()
         self._render = renderer.render
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
-        # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
         self._dialect = dialect_of(facts.chat_template, takes_tools=renderer.takes_tools)
         self._marks = {token: text for text in self._dialect.texts for token in control(runtime, text)}
+        # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
         self._stops = () if facts.chat_template or _END_OF_TURN in controls else (_END_OF_TURN,)
 
-    def job(self, stream: int, request: Request) -> Job:
+    def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
         """Raises Unsupported, InvalidRequest, or what a bug raises."""
         check(request)
         check_tokens(request, self._vocabulary)
@@ -121,6 +138,7 @@ class _Model:
             logprobs=request.logprobs.top if request.logprobs else None,
             form=self._form(request, wanted, begun) if request.prompt is None else PLAIN,
             priority=request.priority,
+            chain=chain,
             resume=request.resume,
         )
 
@@ -256,7 +274,7 @@ def _queue(commands: list[ToChild], waiting: dict[int, Submit], engine: Engine) 
 def _take(submit: Submit, model: _Model) -> list[Happening]:
     """Prepare a request for the engine; what that brings at once is its refusal."""
     try:
-        job = model.job(submit.stream, submit.request)
+        job = model.job(submit.stream, submit.request, submit.chain)
         if not job.prompt:
             raise InvalidRequest("The prompt is empty.", param="prompt")
         if job.max_tokens == 0:
@@ -280,6 +298,8 @@ def counted(job: Job) -> list[Happening]:
 def _serve(channel: _Channel, model: _Model) -> None:
     """Until the parent is gone."""
     waiting: dict[int, Submit] = {}
+    told: tuple[tuple[int, ...], ...] = ()
+    told_at = 0.0
     while True:
         _queue(channel.commands(wait=not (model.engine.busy or waiting)), waiting, model.engine)
         happened: list[Happening] = []
@@ -289,10 +309,17 @@ def _serve(channel: _Channel, model: _Model) -> None:
             happened += model.engine.step()
         if happened:
             channel.send(_step(happened, model.engine))
+        now = time.monotonic()
+        if now - told_at >= CACHED_S or not model.engine.busy:
+            told_at, chains = now, model.engine.slots.chains
+            if chains != told:
+                told = chains
+                channel.send(Cached(chains=chains))
 
 
 def _step(happened: list[Happening], engine: Engine) -> Step:
     speed = engine.speed
+    step_s, stream_s = speed.line()
     return Step(
         events=tuple((stream, _told(event)) for stream, event in happened),
         free_slots=engine.free_slots,
@@ -301,8 +328,8 @@ def _step(happened: list[Happening], engine: Engine) -> Step:
         kv_free_tokens=engine.kv_free_tokens,
         prefill_per_s=speed.prefill_rate,
         tokens_per_s=speed.tokens_per_s,
-        alone_s=speed.step_s(1),
-        full_s=speed.step_s(engine.slots.total),
+        step_s=step_s,
+        stream_s=stream_s,
     )
 
 

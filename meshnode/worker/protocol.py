@@ -1,8 +1,9 @@
 """What parent and child say to each other over their socket pair (pure).
 
 A frame is a 4-byte big-endian length and a msgpack body, one of the messages below. The parent sends LOAD first, then SUBMIT and
-CANCEL; the child answers LOAD with READY or REFUSED, then sends one STEP for each engine step that brought something. The end
-of the connection is the end of the child, whichever side closes. Stream ids are the parent's, never used twice in one life.
+CANCEL; the child answers LOAD with READY or REFUSED, then sends one STEP for each engine step that brought something, and CACHED
+when that changed. The end of the connection is the end of the child, whichever side closes. Stream ids are the parent's, never
+used twice in one life.
 """
 
 from collections.abc import Iterator
@@ -27,8 +28,11 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """`chain` are the hashes of the prompt's text that the child's CACHED shall name it by."""
+
     stream: int
     request: Request
+    chain: tuple[int, ...] = ()
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -70,20 +74,26 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     waiting: int = 0
     """Sequences without a slot."""
     remaining_s: float = 0.0
-    """Work left at full speed, with answers as long as usual."""
+    """Work left when one sequence is read and drawn after the other, answers as long as usual."""
     kv_free_tokens: int = 0
     prefill_per_s: float = 0.0
     """Prompt tokens, when nothing else is done."""
     tokens_per_s: float = 0.0
     """Of the answers of all streams together."""
-    alone_s: float = 0.0
-    """Of a token when one stream decodes."""
-    full_s: float = 0.0
-    """The same when all slots do."""
+    step_s: float = 0.0
+    """Of a step in which one stream decodes."""
+    stream_s: float = 0.0
+    """What each further stream adds to that."""
+
+
+class Cached(msgspec.Struct, frozen=True, tag="cached"):
+    """The chains of what the KV cache holds now, each cut where that ends, the most useful first. Sent when they changed."""
+
+    chains: tuple[tuple[int, ...], ...]
 
 
 ToChild = Load | Submit | Cancel
-ToParent = Ready | Refused | Step
+ToParent = Ready | Refused | Step | Cached
 
 
 class Region(msgspec.Struct, frozen=True, array_like=True):

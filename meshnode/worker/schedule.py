@@ -10,7 +10,7 @@ waits at most for about that many times its own length.
 from collections.abc import Iterable, Sequence
 
 from meshnode.inference import Priority
-from meshnode.worker.answer import Choice
+from meshnode.worker.generation import Choice
 
 PATIENCE_S = 30.0
 """What a class of priority is worth in waiting. A guess: a person gives up after about a minute, a batch does not."""
@@ -50,20 +50,23 @@ def booked(choice: Choice, share: int) -> int:
 
     A limit beyond that part is seldom reached, and many clients always send a large one: it is not believed.
     """
-    prompt = len(choice.answer.job.prompt)
-    expected = EXPECTED if choice.answer.job.max_tokens is None else max(EXPECTED, share - prompt)
+    prompt = len(choice.generation.job.prompt)
+    expected = EXPECTED if choice.generation.job.max_tokens is None else max(EXPECTED, share - prompt)
     return max(prompt + min(choice.limit, expected), len(choice.tokens) + 1)
 
 
-def remaining_s(choices: Iterable[Choice], *, prefill_rate: float, tokens_per_s: float) -> float:
-    """Seconds of work at full speed that `choices` still need, their answers as long as usual; 0 where a speed is not known."""
+def remaining_s(choices: Iterable[Choice], *, prefill_rate: float, step_s: float) -> float:
+    """Seconds that `choices` still need one after the other, their answers as long as usual; what is not known counts nothing.
+
+    `prefill_rate` is in tokens read in a second, `step_s` a step with one stream.
+    """
     read = drawn = 0
     for choice in choices:
         read += choice.missing - 1
         drawn += max(1, min(choice.limit, EXPECTED) - choice.drawn)
-    return (read / prefill_rate if prefill_rate else 0.0) + (drawn / tokens_per_s if tokens_per_s else 0.0)
+    return (read / prefill_rate if prefill_rate else 0.0) + drawn * step_s
 
 
 def victim(active: Sequence[Choice]) -> Choice:
     """Who gives way when the KV cache is full: the last one due, so the youngest of the lowest priority, and never the first."""
-    return max(active, key=lambda choice: (choice.due, choice.answer.job.stream, choice.sampler.choice))
+    return max(active, key=lambda choice: (choice.due, choice.generation.job.stream, choice.sampler.choice))

@@ -50,6 +50,14 @@ class Slot:
     tokens: list[int] = field(default_factory=list, repr=False)
     count: int = 0
     base: _Run | None = field(default=None, repr=False)
+    chain: tuple[int, ...] = field(default=(), repr=False)
+    """Of the first `chained` of its tokens, a prompt: hashes of equal parts of its text (design D22)."""
+    chained: int = 0
+
+    @property
+    def cached_chain(self) -> tuple[int, ...]:
+        """Of what it really holds. A token is taken to have as much text as any other of its prompt."""
+        return self.chain[: self.count * len(self.chain) // self.chained] if self.chained else ()
 
     @property
     def shared(self) -> int:
@@ -72,8 +80,11 @@ class Slots:
         return iter(self._all)
 
     @property
-    def total(self) -> int:
-        return len(self._all)
+    def chains(self) -> tuple[tuple[int, ...], ...]:
+        """What all slots hold, without what others hold too: of running ones, then the latest used first."""
+        running = (slot for slot in self._all if slot not in self._idle)
+        found = dict.fromkeys(slot.cached_chain for slot in (*running, *reversed(self._idle)))
+        return tuple(chain for chain in found if chain)
 
     @property
     def idle(self) -> int:

@@ -43,6 +43,15 @@ class Speed:
             return self._steps.get(streams, 0.0)
         return self._steps[max((known for known in self._steps if known < streams), default=min(self._steps))]
 
+    def line(self) -> tuple[float, float]:
+        """Seconds of a step with one stream, and what each further one adds: through the fewest and the most measured."""
+        if not self._steps:
+            return 0.0, 0.0
+        fewest, most = min(self._steps), max(self._steps)
+        first = self._steps[fewest]
+        more = max(0.0, self._steps[most] - first) / (most - fewest) if most > fewest else 0.0
+        return max(0.0, first - more * (fewest - 1)), more
+
     def prefill_room(self, decoding: int) -> int:
         """Prompt tokens that a step may read beside so many decoding streams."""
         if not self.prefill_rate:

@@ -31,7 +31,7 @@ from meshnode.names import ModelDigest, printable
 from meshnode.wire.messages import ModelState
 from meshnode.worker import digest, gguf
 from meshnode.worker.child import Child
-from meshnode.worker.protocol import Cancel, Failure, FrameTooLarge, Load, Ready, Refused, Step, Submit, ToParent, frame
+from meshnode.worker.protocol import Cached, Cancel, Failure, FrameTooLarge, Load, Ready, Refused, Step, Submit, ToParent, frame
 from meshnode.worker.stream import MAX_UNREAD, Stream
 
 DEFAULT_SLOTS = 4
@@ -79,8 +79,10 @@ class Worker:
         slots: int = DEFAULT_SLOTS,
         context_length: int | None = None,
         unified: bool = True,
+        chain_of: Callable[[Request, ModelDigest], tuple[int, ...]] = lambda _request, _digest: (),
     ) -> None:
-        """`context_length` is a slot's; with a `unified` KV cache a request may have that of all slots, up to the model's own."""
+        """`context_length` is a slot's; with a `unified` KV cache a request may have that of all slots, up to the model's own.
+        `chain_of` gives the hashes of a prompt's text by which `cached` shall name it (design D22)."""
         self.name = name
         self.path = path
         self.state = State.LOADING
@@ -95,6 +97,9 @@ class Worker:
         self._slots = slots
         self._wanted_context = context_length
         self._unified = unified
+        self._chain_of = chain_of
+        self.cached: tuple[tuple[int, ...], ...] = ()
+        """The chains of what is in the KV cache, each cut where that ends, the most useful first."""
         self._on_change: Callable[[], None] = lambda: None
         self._child: Child | None = None
         self._streams: dict[int, Stream] = {}
@@ -146,8 +151,9 @@ class Worker:
         if len(self._streams) >= self._slots + MAX_WAITING:
             raise Overloaded(f"{len(self._streams)} requests for {self.name} are open on this node.", retry_after=5)
         self._next_stream += 1
+        chain = self._chain_of(request, self.model.digest) if self.model else ()
         try:
-            self._child.send(frame(Submit(stream=self._next_stream, request=request)))
+            self._child.send(frame(Submit(stream=self._next_stream, request=request, chain=chain)))
         except UnicodeEncodeError as error:
             raise InvalidRequest("The messages hold half of a surrogate pair.", param="messages") from error
         except FrameTooLarge as error:
@@ -220,6 +226,7 @@ class Worker:
                 nursery.cancel_scope.cancel()
         finally:
             self._child = None
+            self.cached = ()
             self._fail_streams(ending)
         return self._setback or _Setback(f"its worker process ended: {ending}")
 
@@ -272,6 +279,8 @@ class Worker:
                 for number, event in message.events:
                     if number in self._streams:
                         self._pass_on(number, event)
+            case Cached():
+                self.cached = message.chains
             case _:
                 assert_never(message)
 

@@ -383,18 +383,20 @@ def test_free_room_in_the_cache_is_told() -> None:
     assert engine.kv_free_tokens == 80
 
 
-def test_decoding_streams_stand_in_the_order_of_their_slots() -> None:
-    engine = engine_over(table := Table(slots=4, answer="X" * 9))
+@pytest.mark.parametrize("unified", [True, False])
+def test_streams_stand_in_the_order_of_their_slots(*, unified: bool) -> None:
+    """In a pool only those that decode: prompts come last."""
+    engine = engine_over(table := Table(slots=4, answer="X" * 9, unified=unified))
     for stream in range(4):
         engine.submit(job(stream, prompt=(stream + 1, 0)))
     engine.step()
     engine.cancel(1)
     engine.submit(job(5, prompt=(9, 9, 0)))
     run(engine)
+    rows = [[span.slot for span in step if len(span.tokens) == 1 or not unified] for step in table.steps]
 
-    assert all(
-        step == sorted(step) for step in slots_of([[span for span in step if len(span.tokens) == 1] for step in table.steps])
-    )
+    assert all(step == sorted(step) for step in rows)
+    assert [[len(span.tokens) for span in step] for step in table.steps[1:2]] == [[1, 1, 1, 3] if unified else [1, 3, 1, 1]]
 
 
 def test_a_prompt_shares_what_a_running_stream_has_read() -> None:
@@ -516,6 +518,15 @@ def test_several_choices_read_their_prompt_once() -> None:
     assert isinstance(happened[-1][1], End)
 
 
+def test_choices_need_no_room_for_the_prompt_that_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "EXPECTED", 5)
+    engine = engine_over(table := Table(slots=3, pool=60, context_length=60, batch_size=60, answer="XYZ"))
+    engine.submit(Job(stream=1, prompt=(5,) * 29 + (0,), sampler=Sampler(seed=1, temperature=0), n=3))
+    run(engine)
+
+    assert [[len(span.tokens) for span in step] for step in table.steps] == [[30]] + [[1, 1, 1]] * 3
+
+
 def test_choices_without_a_slot_wait_and_share_the_prompt_later() -> None:
     engine = engine_over(table := Table(slots=2, answer="XYZ"))
     engine.submit(Job(stream=1, prompt=(5,) * 9 + (0,), sampler=Sampler(seed=1, temperature=0), n=5))
@@ -558,3 +569,22 @@ def test_a_full_cache_that_nobody_knew_of_parks_and_goes_on() -> None:
     happened = run(engine)
 
     assert [text(happened, stream) for stream in (1, 2)] == ["ELLO", "ELLO"]
+
+
+def test_a_chain_is_told_as_far_as_it_is_cached() -> None:
+    table = Table(slots=2, context_length=100, pool=100, batch_size=10)
+    engine = engine_over(table)
+    sampler = Sampler(seed=1, temperature=0)
+    engine.submit(Job(stream=1, prompt=[1] * 39 + [0], sampler=sampler, chain=(1, 2, 3, 4)))
+    told = []
+    for _ in range(4):
+        engine.step()
+        told.append(engine.slots.chains)
+    run(engine)
+    assert told == [((1,),), ((1, 2),), ((1, 2, 3),), ((1, 2, 3, 4),)]
+
+    engine.submit(Job(stream=2, prompt=[1] * 20 + [2] * 19 + [0], sampler=sampler, chain=(1, 2, 5, 6)))
+    run(engine)
+    assert list(engine.slots.chains) == [(1, 2, 5, 6), (1, 2, 3, 4)]
+    engine.slots.evict(1)
+    assert list(engine.slots.chains) == [(1, 2, 5, 6)]

@@ -212,7 +212,7 @@ class CountingModel:
         self.prepared: list[int] = []
         self.engine = Engine(cast(Runtime, OneSlot()), clock=lambda: 0.0)
 
-    def job(self, stream: int, request: Request) -> Job:
+    def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
         self.prepared.append(stream)
         raise InvalidRequest("no more is wanted here")
 

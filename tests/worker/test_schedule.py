@@ -10,8 +10,8 @@ from worker.table import Table
 
 from meshnode.inference import End, Priority
 from meshnode.worker import schedule
-from meshnode.worker.answer import Choice, answer_to
 from meshnode.worker.engine import Engine
+from meshnode.worker.generation import Choice, generation_of
 from meshnode.worker.job import Job
 from meshnode.worker.sampling import Sampler
 from meshnode.worker.speed import FIRST_PREFILL, MIN_PREFILL, SHARED_STEP_S, STEP_S, Speed
@@ -24,9 +24,9 @@ def job(stream: int, length: int = 3, *, priority: Priority = Priority.DEFAULT, 
 
 def choice(length: int, *, submitted: float = 0, max_tokens: int | None = None, context_length: int = 10_000) -> Choice:
     due = schedule.due(submitted, Priority.DEFAULT)
-    return answer_to(job(1, length, max_tokens=max_tokens), submitted=submitted, due=due, context_length=context_length).choices[
-        0
-    ]
+    return generation_of(
+        job(1, length, max_tokens=max_tokens), submitted=submitted, due=due, context_length=context_length
+    ).choices[0]
 
 
 def order_of_ends(engine: Engine) -> list[int]:
@@ -65,15 +65,14 @@ def test_the_shortest_prompt_is_read_first() -> None:
 
 
 def test_a_long_prompt_is_not_overtaken_for_ever() -> None:
-    """Short prompts come faster than they can be read, and the long one is read all the same."""
+    """Short prompts come as fast as they can be read, and the long one is read all the same."""
     table = Table(slots=2, context_length=1000, batch_size=100, seconds_per_token=0.01, answer="")
     engine = Engine(table, clock=table.clock)
     engine.submit(job(0, 500))
     ends: list[int] = []
     for stream in range(1, 100):
         engine.submit(job(stream, 100))
-        for happened in (engine.step(), engine.step()):
-            ends += [number for number, event in happened if isinstance(event, End)]
+        ends += [number for number, event in engine.step() if isinstance(event, End)]
         if 0 in ends:
             break
 
@@ -103,8 +102,8 @@ def test_a_large_limit_books_no_more_than_a_fair_share() -> None:
 def test_the_remaining_work_is_what_is_not_read_and_a_usual_answer() -> None:
     choices = (choice(101), choice(11, max_tokens=20))
 
-    assert schedule.remaining_s(choices, prefill_rate=10, tokens_per_s=2) == 11 + (schedule.EXPECTED + 20) / 2
-    assert schedule.remaining_s(choices, prefill_rate=0, tokens_per_s=0) == 0
+    assert schedule.remaining_s(choices, prefill_rate=10, step_s=0.5) == 11 + (schedule.EXPECTED + 20) / 2
+    assert schedule.remaining_s(choices, prefill_rate=0, step_s=0) == 0
 
 
 def test_the_engine_tells_of_the_work_that_is_left_until_none_is() -> None:
@@ -156,3 +155,13 @@ def test_steps_are_known_by_the_number_of_streams_and_guessed_from_fewer() -> No
     speed.measure(0.2, decoded=8, read=0)
 
     assert [speed.step_s(streams) for streams in (0, 1, 2, 5, 8, 16)] == [0, 0.1, 0.1, 0.1, 0.2, 0.2]
+
+
+def test_what_a_stream_adds_to_a_step_is_a_line_through_the_ends() -> None:
+    speed = Speed()
+    assert speed.line() == (0, 0)
+    speed.measure(0.1, decoded=2, read=0)
+    assert speed.line() == (0.1, 0)
+    speed.measure(0.16, decoded=4, read=0)
+
+    assert speed.line() == pytest.approx((0.07, 0.03))

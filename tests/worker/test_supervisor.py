@@ -362,6 +362,20 @@ def test_the_work_that_is_left_is_told_while_there_is_some(shared: Shared) -> No
     assert after == 0
 
 
+async def test_what_is_cached_is_told_by_the_chain_of_its_prompt_until_the_child_ends(tmp_path: Path) -> None:
+    worker = Worker("demo", DEMO, cache_dir=tmp_path, chain_of=lambda request, _: (len(request.messages[0].content), 7))
+    async with running(worker):
+        await wait_for(lambda: worker.state is State.READY)
+        assert worker.cached == ()
+        for content in ("Hello", "Hi", "Hello"):
+            await answer(worker, ask(content))
+        await wait_for(lambda: worker.cached == ((5, 7), (2, 7)))
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        await wait_for(lambda: worker.state is State.FAILED)
+        assert worker.cached == ()
+
+
 def test_who_leaves_early_cancels_at_once(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[bytes] = []
     send = child.Child.send

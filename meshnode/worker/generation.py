@@ -1,4 +1,4 @@
-"""What is known of an answer while it is made: its choices, and of each the tokens, the text and where its KV cache is (pure).
+"""What is known of one generation: its choices, and of each the tokens, the text and where its KV cache is (pure).
 
     queued --slot--> reading --all but the newest token in the KV cache--> drawing --end, stop string, limit--> gone
        ^                |                                                     |
@@ -24,7 +24,7 @@ from meshnode.worker.text import Text
 class Choice:
     """One sequence. Of its tokens, the newest drawn one is never in the KV cache: it is decoded in the next step."""
 
-    answer: "Answer"
+    generation: "Generation"
     sampler: Sampler
     limit: int
     """Tokens of the answer."""
@@ -54,7 +54,7 @@ class Choice:
         self.tokens.append(token)
         self.drawn += 1
         ended = runtime.ends(token)
-        piece = self.answer.job.form.controls.get(token) or runtime.piece(token)
+        piece = self.generation.job.form.controls.get(token) or runtime.piece(token)
         said = self.reader.push("" if ended else self.text.push(piece))
         if ended or self.text.stopped or self.reader.complete:
             self.finish = Finish.STOP
@@ -76,7 +76,7 @@ class Choice:
 
 
 @dataclass(eq=False)
-class Answer:
+class Generation:
     """All choices of a job."""
 
     job: Job
@@ -105,14 +105,14 @@ class Answer:
         )
 
 
-def answer_to(job: Job, *, submitted: float, due: float, context_length: int) -> Answer:
+def generation_of(job: Job, *, submitted: float, due: float, context_length: int) -> Generation:
     """The answer to `job` before its first token. The prompt must be shorter than the context."""
-    answer = Answer(job=job, submitted=submitted, left=job.n)
+    generation = Generation(job=job, submitted=submitted, left=job.n)
     room = context_length - len(job.prompt)
     limit = room if job.max_tokens is None else min(room, job.max_tokens)
-    answer.choices = tuple(
+    generation.choices = tuple(
         Choice(
-            answer=answer,
+            generation=generation,
             sampler=replace(job.sampler, choice=index) if index else job.sampler,
             limit=limit,
             due=due,
@@ -122,4 +122,4 @@ def answer_to(job: Job, *, submitted: float, due: float, context_length: int) ->
         )
         for index in range(job.n)
     )
-    return answer
+    return generation
