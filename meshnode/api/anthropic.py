@@ -85,7 +85,7 @@ class _Counted(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: _ToolChoice | None = None
     thinking: _Thinking | None = None
     output_config: _OutputConfig | None = None
-    mcp_servers: list[object] | None = None
+    mcp_servers: msgspec.Raw = ABSENT
     container: msgspec.Raw = ABSENT
 
 
@@ -130,10 +130,14 @@ def _request(asked: _Counted, request_id: str, sampling: inference.Sampling) -> 
     _refuse(asked)
     choice = asked.tool_choice
     offered = _tools(asked.tools or ())
+    messages = (*_system(asked.system), *_messages(asked.messages))
+    if len(messages) > _MAX_MESSAGES:
+        message = f"`messages` holds {len(messages)} texts and results; at most {_MAX_MESSAGES} are allowed."
+        raise InvalidRequest(message, param="messages")
     return inference.Request(
         id=request_id,
         model=asked.model,
-        messages=(*_system(asked.system), *_messages(asked.messages)),
+        messages=messages,
         sampling=sampling,
         tools=offered,
         tool_choice=_tool_choice(choice, offered),
@@ -144,9 +148,9 @@ def _request(asked: _Counted, request_id: str, sampling: inference.Sampling) -> 
 
 
 def _refuse(asked: _Counted) -> None:
-    if asked.mcp_servers:
+    if body_of.says_something(asked.mcp_servers):
         raise Unsupported("`mcp_servers` is not supported.", hint="Call their tools yourself.", param="mcp_servers")
-    if body_of.text(asked.container, "container") is not None:
+    if body_of.says_something(asked.container):
         raise Unsupported("`container` is not supported: no code is run here.", param="container")
     if asked.messages[-1].role == "assistant":
         raise Unsupported(

@@ -58,6 +58,7 @@ ROUTES = (
     *(Route("POST", f"/api/{path}", ollama.library) for path in ("pull", "push", "create", "copy")),
     Route("DELETE", "/api/delete", ollama.library),
     Route("GET", "/healthz", handlers.healthz),
+    Route("GET", "/health", handlers.healthz),
     Route("GET", "/readyz", handlers.readyz),
     Route("GET", "/mesh/v1/status", handlers.status, admin=True),
     Route("POST", "/mesh/v1/join", handlers.join, admin=True),

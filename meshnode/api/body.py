@@ -56,6 +56,11 @@ def text(raw: msgspec.Raw, place: str) -> str | None:
     return None if found in ("", "null") else found
 
 
+def says_something(raw: msgspec.Raw) -> bool:
+    """Whether a field that stays unread holds more than nothing, an empty text, list or object."""
+    return bytes(raw).strip() not in (b"", b"null", b'""', b"[]", b"{}")
+
+
 def json_text(raw: msgspec.Raw, kind: object, place: str) -> str | None:
     """As `text`, of this kind.
 

@@ -48,7 +48,7 @@ class _Call(msgspec.Struct, frozen=True):
 class _Message(msgspec.Struct, frozen=True):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
-    images: list[object] | None = None
+    images: msgspec.Raw = ABSENT
     tool_calls: Annotated[list[_Call], Meta(max_length=inference.MAX_TOOL_CALLS)] | None = None
     tool_name: str | None = None
 
@@ -75,7 +75,7 @@ class _Generate(_Body, frozen=True, kw_only=True):
     raw: bool | None = None
     suffix: str | None = None
     template: str | None = None
-    images: list[object] | None = None
+    images: msgspec.Raw = ABSENT
 
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,9 +153,9 @@ def _is_zero(keep_alive: float | str | None) -> bool:
 
 
 def _refuse(asked: _Generate) -> None:
-    for name in ("suffix", "template", "images"):
-        if getattr(asked, name):
-            raise Unsupported(f"`{name}` is not supported.", hint="Leave it out.", param=name)
+    given = {"suffix": bool(asked.suffix), "template": bool(asked.template), "images": body_of.says_something(asked.images)}
+    for name in (name for name, is_given in given.items() if is_given):
+        raise Unsupported(f"`{name}` is not supported.", hint="Leave it out.", param=name)
 
 
 def _messages(messages: Sequence[_Message]) -> tuple[inference.Message, ...]:
@@ -168,7 +168,7 @@ def _messages(messages: Sequence[_Message]) -> tuple[inference.Message, ...]:
     count = 0
     for index, message in enumerate(messages):
         place = f"messages[{index}]"
-        if message.images:
+        if body_of.says_something(message.images):
             raise Unsupported(f"`{place}.images` is not supported.", hint="Send text.", param=f"{place}.images")
         calls = tuple(_call(call, count + at, place) for at, call in enumerate(message.tool_calls or ()))
         count += len(calls)

@@ -52,6 +52,12 @@ class Format(msgspec.Struct, frozen=True):
     json_schema: _Schema | None = None
 
 
+class _TemplateArguments(msgspec.Struct, frozen=True):
+    """Of llama-server's and vLLM's `chat_template_kwargs` the one that many clients send."""
+
+    enable_thinking: bool | None = None
+
+
 class _Body(Fields, frozen=True, kw_only=True):
     model: Annotated[str, Meta(min_length=1, max_length=512)]
     messages: Annotated[list[_Message], Meta(min_length=1, max_length=_MAX_MESSAGES)]
@@ -65,6 +71,8 @@ class _Body(Fields, frozen=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
+    reasoning_effort: str | None = None
+    chat_template_kwargs: _TemplateArguments | None = None
     functions: msgspec.Raw = ABSENT
     function_call: msgspec.Raw = ABSENT
     audio: msgspec.Raw = ABSENT
@@ -74,6 +82,8 @@ class _Body(Fields, frozen=True, kw_only=True):
 
 
 _DECODER = msgspec.json.Decoder(_Body)
+_NO_EFFORT = "none"
+"""Of `reasoning_effort`; how hard to think otherwise is not ours to say."""
 _HONOURED = body_of.fields(_Body)
 _NOT_HONOURED = {
     "functions": "Use `tools`.",
@@ -100,6 +110,7 @@ def chat_request(body: bytes, *, request_id: str, created: int) -> Asked:
         tools=offered,
         tool_choice=choice,
         parallel_tool_calls=asked.parallel_tool_calls is not False,
+        thinking=_thinking(asked),
         response_format=response_format(asked.response_format),
         logprobs=_logprobs(asked),
     )
@@ -108,13 +119,19 @@ def chat_request(body: bytes, *, request_id: str, created: int) -> Asked:
         requests=(request,),
         stream=ChunkStream(identity, include_usage=wants_usage(asked.stream_options)) if asked.stream else None,
         whole=partial(completion, identity=identity),
-        ignored=body_of.ignored(body, _HONOURED),
+        ignored=body_of.ignored(body, _HONOURED - ({"reasoning_effort"} if asked.reasoning_effort != _NO_EFFORT else set())),
     )
+
+
+def _thinking(asked: _Body) -> bool | None:
+    if asked.chat_template_kwargs is not None and asked.chat_template_kwargs.enable_thinking is not None:
+        return asked.chat_template_kwargs.enable_thinking
+    return False if asked.reasoning_effort == _NO_EFFORT else None
 
 
 def _refuse(asked: _Body) -> None:
     for name, hint in _NOT_HONOURED.items():
-        if body_of.text(getattr(asked, name), name) is not None:
+        if body_of.says_something(getattr(asked, name)):
             raise Unsupported(f"`{name}` is not supported.", hint=hint, param=name)
     if asked.modalities and asked.modalities != ["text"]:
         raise Unsupported("`modalities` other than text are not supported.", hint="Ask for text.", param="modalities")

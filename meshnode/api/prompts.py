@@ -82,7 +82,7 @@ def _refuse(asked: _Body) -> None:
         "suffix": (bool(asked.suffix), "Put the model's own marks for it into the prompt."),
         "best_of": (asked.best_of not in (None, asked.n or 1), "Ask for `n`, and choose yourself."),
         "echo": (bool(asked.echo) and asked.logprobs is not None, "Leave out `logprobs`, or `echo`."),
-        "grammar": (body_of.text(asked.grammar, "grammar") is not None, "Use `response_format` of chat completions."),
+        "grammar": (body_of.says_something(asked.grammar), "Use `response_format` of chat completions."),
     }
     for name, (is_wrong, hint) in wrong.items():
         if is_wrong:

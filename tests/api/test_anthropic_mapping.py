@@ -171,6 +171,10 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
             {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "b", "input": []}]}, USER]},
             "messages[0].content[0].input",
         ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a"}] * 17_000}]},
+            "messages",
+        ),
         ({"tools": [{"name": "no name"}]}, "tools[0].name"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1].name"),
         ({"tools": [{**WEATHER, "input_schema": []}]}, "tools[0].input_schema"),

@@ -174,6 +174,7 @@ async def test_healthz_and_readyz() -> None:
     ready, waiting = (App(FakeNode({}, why_not=why), admin_secret=SECRET, hosts=frozenset()) for why in ("", "no peer yet"))
 
     assert (await ask(waiting, get(b"/healthz", CLOSE)))[1] == b'{"status":"ok"}'
+    assert (await ask(waiting, get(b"/health", CLOSE)))[1] == b'{"status":"ok"}'
     assert (await ask(ready, get(b"/readyz", CLOSE)))[0].startswith("HTTP/1.1 200")
     head, body = await ask(waiting, get(b"/readyz", CLOSE))
     assert head.startswith("HTTP/1.1 503")

@@ -35,13 +35,37 @@ def test_there_is_an_end_to_the_list_and_to_the_body_that_is_looked_at() -> None
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("functions", []), ("function_call", "auto"), ("audio", {}), ("web_search_options", {}), ("grammar", "root ::= [a]")],
+    [
+        ("functions", [{}]),
+        ("function_call", "auto"),
+        ("audio", {"voice": "x"}),
+        ("web_search_options", {"a": 1}),
+        ("grammar", "root ::= [a]"),
+    ],
 )
 def test_what_would_change_the_answer_and_cannot_be_done_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(Unsupported) as caught:
         chat_request(asked_with(**{name: value}), request_id="r1", created=1)
 
     assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinking", "ignored"),
+    [
+        ({}, None, ()),
+        ({"reasoning_effort": "none"}, False, ()),
+        ({"reasoning_effort": "high"}, None, ("reasoning_effort",)),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False, ()),
+        ({"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "none"}, True, ()),
+    ],
+)
+def test_thinking_can_be_forbidden_in_the_words_of_the_field(
+    fields: dict[str, object], thinking: bool | None, ignored: tuple[str, ...]
+) -> None:
+    asked = chat_request(asked_with(**fields), request_id="r1", created=1)
+
+    assert (asked.request.thinking, asked.ignored) == (thinking, ignored)
 
 
 def test_text_is_the_only_modality() -> None:
