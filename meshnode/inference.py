@@ -126,8 +126,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """As resolved: a model's name, without `@node` or aliases of other nodes."""
     messages: tuple[Message, ...]
-    prompt: str | None = None
-    """In place of messages and a template: the model goes on with this very text, in which it may name control tokens."""
+    prompt: str | tuple[int, ...] | None = None
+    """In place of messages and a template: the model goes on with this very text, in which it may name control tokens, or with
+    these very tokens."""
+    echo: bool = False
+    """With `max_tokens` 0: the answer is the prompt itself, as text and tokens."""
     sampling: Sampling = Sampling()
     n: int = 1
     tools: str | None = None

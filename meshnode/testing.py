@@ -64,9 +64,12 @@ class _FakeEvents:
         self._limit = request.sampling.max_tokens
         self._stops = request.sampling.stop
         self._top = request.logprobs.top if request.logprobs else None
-        self._prompt = sum(len(text.split()) for text in (request.prompt or "", *(each.content for each in request.messages)))
+        self._prompt = sum(
+            len(text.split()) for text in (str(request.prompt or ""), *(each.content for each in request.messages))
+        )
         resume = request.resume or Resume(token_ids=(), emitted_chars=0)
         self._begin, self._skip = len(resume.token_ids), resume.emitted_chars
+        self._echo = _echo(request)
         self._said = -1
         self._due: float | None = None
 
@@ -91,7 +94,7 @@ class _FakeEvents:
     def _step(self) -> tuple[Event, ...]:
         words = self._worker.words[: self._limit]
         if not words:
-            return self._ending(Chunk(choice=0, text=""), Finish.LENGTH)
+            return self._ending(self._echo, Finish.LENGTH)
         index = self._said
         usage = Usage(prompt_tokens=self._prompt, completion_tokens=len(words))
         if index >= len(words):  # all of it was said elsewhere
@@ -128,6 +131,14 @@ class _FakeEvents:
             for rank, (place, said) in enumerate(sorted(enumerate(self._worker.words), key=lambda each: each[0] != index))
         )
         return (TokenLogprob(token=word.token, text=word.text, logprob=word.logprob, top=(word, *others)[: self._top]),)
+
+
+def _echo(request: Request) -> Chunk:
+    """As if every code point were a token, and 1 the one that a text begins with."""
+    prompt = request.prompt if request.echo and request.prompt is not None else ()
+    if isinstance(prompt, tuple):
+        return Chunk(choice=0, text="".join(map(chr, prompt)), token_ids=prompt)
+    return Chunk(choice=0, text=prompt, token_ids=(1, *map(ord, prompt)))
 
 
 def fake_member(

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
-from meshnode.api import auth, handlers
+from meshnode.api import auth, handlers, token_endpoints
 from meshnode.api import ollama_endpoints as ollama
 from meshnode.api.dialect import Dialect, dialect_of
 from meshnode.api.exchange import Exchange, Node
@@ -45,7 +45,9 @@ ROUTES = (
     Route("POST", "/v1/chat/completions", handlers.chat_completions),
     Route("POST", "/v1/completions", handlers.completions),
     Route("POST", "/v1/messages", handlers.messages),
-    Route("POST", "/v1/messages/count_tokens", handlers.count_tokens),
+    Route("POST", "/v1/messages/count_tokens", token_endpoints.count_tokens),
+    *(Route("POST", f"{root}/tokenize", token_endpoints.tokenize) for root in ("", "/v1")),
+    *(Route("POST", f"{root}/detokenize", token_endpoints.detokenize) for root in ("", "/v1")),
     Route("GET", "/v1/models", handlers.models),
     Route("GET", "/v1/models/{id}", handlers.model),
     Route("GET", "/", ollama.greeting),

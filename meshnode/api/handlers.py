@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from meshnode.api.answering import answered, collect, served_by
-from meshnode.api.anthropic import count_request, messages_request
+from meshnode.api.answering import answered
+from meshnode.api.anthropic import messages_request
 from meshnode.api.dialect import Dialect, dialect_of
 from meshnode.api.exchange import Exchange, json_response, plain
 from meshnode.api.http import Response
@@ -38,15 +38,6 @@ async def completions(exchange: Exchange) -> AsyncIterator[Response]:
 async def messages(exchange: Exchange) -> AsyncIterator[Response]:
     async with answered(exchange, messages_request(exchange.request.body, request_id=exchange.id)) as response:
         yield response
-
-
-@asynccontextmanager
-async def count_tokens(exchange: Exchange) -> AsyncIterator[Response]:
-    """Only who has the model has its tokenizer: the prompt travels as any other, and no token is drawn."""
-    async with exchange.node.submit(count_request(exchange.request.body, request_id=exchange.id)) as answer:
-        collected = await collect(answer)
-        body = msgspec.json.encode({"input_tokens": collected.end.usage.prompt_tokens})
-        yield json_response(body, headers=served_by(answer))
 
 
 @plain

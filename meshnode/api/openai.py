@@ -39,6 +39,9 @@ class _Message(msgspec.Struct, frozen=True):
     tool_call_id: str | None = None
 
 
+ChatMessages = Annotated[list[_Message], Meta(min_length=1, max_length=_MAX_MESSAGES)]
+
+
 class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
@@ -60,7 +63,7 @@ class _TemplateArguments(msgspec.Struct, frozen=True):
 
 class _Body(Fields, frozen=True, kw_only=True):
     model: Annotated[str, Meta(min_length=1, max_length=512)]
-    messages: Annotated[list[_Message], Meta(min_length=1, max_length=_MAX_MESSAGES)]
+    messages: ChatMessages
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
@@ -104,7 +107,7 @@ def chat_request(body: bytes, *, request_id: str, created: int) -> Asked:
     request = inference.Request(
         id=request_id,
         model=asked.model,
-        messages=tuple(_message(each, f"messages[{index}]") for index, each in enumerate(asked.messages)),
+        messages=chat_messages(asked.messages),
         sampling=sampling(asked),
         n=asked.n or 1,
         tools=offered,
@@ -139,6 +142,11 @@ def _refuse(asked: _Body) -> None:
 
 def wants_usage(options: StreamOptions | None) -> bool:
     return options is not None and bool(options.include_usage)
+
+
+def chat_messages(messages: ChatMessages) -> tuple[inference.Message, ...]:
+    """Raises InvalidRequest or Unsupported, whose `param` names the place."""
+    return tuple(_message(each, f"messages[{index}]") for index, each in enumerate(messages))
 
 
 def _message(message: _Message, place: str) -> inference.Message:

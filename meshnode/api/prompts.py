@@ -1,9 +1,10 @@
 """From OpenAI's older completions request to ours (pure): plain prompts, which no chat template touches.
 
-A list of prompts is one request for each. What is known and cannot be honoured is refused by name: token ids as a prompt,
-`suffix`, `best_of`, and `echo` with `logprobs`, which asks how likely the prompt was.
+A list of prompts is one request for each. What is known and cannot be honoured is refused by name: `suffix`, `best_of`, and
+`echo` of token ids or with `logprobs`, which asks how likely the prompt was.
 """
 
+import re
 from functools import partial
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from meshnode.api.dialect import Asked
 from meshnode.api.openai import StreamOptions, wants_usage
 from meshnode.api.sampling import Fields, sampling
 from meshnode.api.text_completion import Echo, TextStream, text_completion
+from meshnode.api.tokens import token_ids
 from meshnode.errors import InvalidRequest, Unsupported
 from meshnode.names import printable
 
@@ -52,6 +54,9 @@ def completion_request(body: bytes, *, request_id: str, created: int) -> Asked:
     check_bounds("logprobs", asked.logprobs, Bounds(0, inference.MAX_TOP_LOGPROBS))
     _refuse(asked)
     prompts = _prompts(asked.prompt)
+    texts = tuple(prompt for prompt in prompts if isinstance(prompt, str))
+    if asked.echo and texts != prompts:
+        raise Unsupported("`echo` of token ids is not supported.", hint="Send the prompt as text.", param="echo")
     count = asked.n or 1
     requests = tuple(
         inference.Request(
@@ -66,7 +71,7 @@ def completion_request(body: bytes, *, request_id: str, created: int) -> Asked:
         for index, prompt in enumerate(prompts)
     )
     identity = Identity(id=f"cmpl-{request_id}", created=created)
-    echo = Echo(prompts=prompts if asked.echo else (), n=count)
+    echo = Echo(prompts=texts if asked.echo else (), n=count)
     stream = TextStream(identity, include_usage=wants_usage(asked.stream_options), echo=echo) if asked.stream else None
     whole = partial(text_completion, identity=identity, echo=echo)
     return Asked(requests=requests, stream=stream, whole=whole, ignored=body_of.ignored(body, _HONOURED))
@@ -89,16 +94,20 @@ def _refuse(asked: _Body) -> None:
             raise Unsupported(f"`{name}` is not supported.", hint=hint, param=name)
 
 
-def _prompts(raw: msgspec.Raw) -> tuple[str, ...]:
+def _prompts(raw: msgspec.Raw) -> tuple[str | tuple[int, ...], ...]:
+    """A text, or several; or the same as token ids."""
     if not bytes(raw):
         raise InvalidRequest("`prompt` is missing.", param="prompt")
-    if bytes(raw)[:64].lstrip(b"[ \t\r\n")[:1].isdigit():
-        raise Unsupported("`prompt` as token ids is not supported.", hint="Send it as text.", param="prompt")
+    beginning = bytes(raw)[:64].translate(None, b" \t\r\n")
+    if re.match(rb"\[[-0-9]", beginning):
+        return (token_ids(raw, "prompt"),)
+    kind = list[msgspec.Raw] if beginning.startswith(b"[[") else str | list[str]
     try:
-        found: str | list[str] = msgspec.json.decode(raw, type=str | list[str])
+        found: str | list[str] | list[msgspec.Raw] = msgspec.json.decode(raw, type=kind)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"`prompt` is wrong: {printable(str(error))}.", param="prompt") from None
-    prompts = (found,) if isinstance(found, str) else tuple(found)
-    if not 1 <= len(prompts) <= MAX_PROMPTS:
-        raise InvalidRequest(f"`prompt` holds {len(prompts)} texts; 1 to {MAX_PROMPTS} are allowed.", param="prompt")
-    return prompts
+    if isinstance(found, str):
+        return (found,)
+    if not 1 <= len(found) <= MAX_PROMPTS:
+        raise InvalidRequest(f"`prompt` holds {len(found)} prompts; 1 to {MAX_PROMPTS} are allowed.", param="prompt")
+    return tuple(each if isinstance(each, str) else token_ids(each, "prompt") for each in found)

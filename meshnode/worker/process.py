@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar, assert_never
@@ -116,6 +116,7 @@ class _Model:
         self._ending = runtime.ending()
         self._vocabulary = runtime.vocabulary()
         self._render = renderer.render
+        self._piece = runtime.piece
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
         self._dialect = dialect_of(facts.chat_template, takes_tools=renderer.takes_tools)
         self._marks = {token: text for text in self._dialect.texts for token in control(runtime, text)}
@@ -130,7 +131,7 @@ class _Model:
         prompt, begun = self._prompt(request, wanted)
         return Job(
             stream=stream,
-            prompt=self._tokens(prompt),
+            prompt=prompt,
             sampler=sampler(request.sampling, self._facts, self._ending),
             n=request.n,
             max_tokens=request.sampling.max_tokens,
@@ -142,13 +143,22 @@ class _Model:
             resume=request.resume,
         )
 
-    def _prompt(self, request: Request, wanted: tools.Tools) -> tuple[tuple[Region, ...], str]:
-        """And how it has begun the answer already."""
+    def _prompt(self, request: Request, wanted: tools.Tools) -> tuple[Sequence[int], str]:
+        """Its tokens, and how it has begun the answer already."""
+        if isinstance(request.prompt, tuple):
+            return request.prompt, ""
         if request.prompt is not None:
-            return (Region(text=request.prompt, ours=True),), ""
+            return self._tokens((Region(text=request.prompt, ours=True),)), ""
         prompt = self._render(request.messages, request.tools if wanted.names else None, request.thinking)
         forced, begun = opening(self._dialect, wanted, prompt)
-        return (*prompt, *forced), begun
+        return self._tokens((*prompt, *forced)), begun
+
+    def counted(self, job: Job, *, echo: bool) -> list[Happening]:
+        """The answer to who wants no more than the prompt."""
+        text = b"".join(map(self._piece, job.prompt)).decode(errors="replace") if echo else ""
+        chunk = Chunk(choice=0, text=text, token_ids=tuple(job.prompt) if echo else (), finish=Finish.LENGTH)
+        usage = Usage(prompt_tokens=len(job.prompt), completion_tokens=0)
+        return [(job.stream, chunk), (job.stream, End(usage=usage))]
 
     def _form(self, request: Request, wanted: tools.Tools, begun: str) -> Form:
         dialect = self._dialect
@@ -194,6 +204,7 @@ def check(request: Request) -> None:
     invalid = {
         "n": not 1 <= request.n <= MAX_CHOICES,
         "resume": request.resume is not None and (request.n > 1 or min(request.resume.emitted) < 0),
+        "echo": request.echo and request.sampling.max_tokens != 0,
         "messages": bool(request.messages) == (request.prompt is not None),
         "temperature": asked.temperature is not None and not asked.temperature >= 0,
         "top_p": asked.top_p is not None and not 0 < asked.top_p <= 1,
@@ -225,6 +236,7 @@ def check_tokens(request: Request, vocabulary: int) -> None:
     named = {
         "logit_bias": (each.token for each in request.sampling.logit_bias),
         "resume": request.resume.token_ids if request.resume else (),
+        "prompt": request.prompt if isinstance(request.prompt, tuple) else (),
     }
     for param, tokens in named.items():
         for token in (token for token in tokens if not 0 <= token < vocabulary):
@@ -275,10 +287,10 @@ def _take(submit: Submit, model: _Model) -> list[Happening]:
     """Prepare a request for the engine; what that brings at once is its refusal."""
     try:
         job = model.job(submit.stream, submit.request, submit.chain)
+        if job.max_tokens == 0:
+            return model.counted(job, echo=submit.request.echo)
         if not job.prompt:
             raise InvalidRequest("The prompt is empty.", param="prompt")
-        if job.max_tokens == 0:
-            return counted(job)
         model.engine.submit(job)
     except MeshnodeError as error:
         return [(submit.stream, error)]
@@ -287,12 +299,6 @@ def _take(submit: Submit, model: _Model) -> list[Happening]:
         print(type(error).__name__, *traceback.format_tb(error.__traceback__), sep="\n", file=sys.stderr)  # noqa: T201 - the parent reads it
         return [(submit.stream, InternalError(f"The worker failed on this request: {type(error).__name__}."))]
     return []
-
-
-def counted(job: Job) -> list[Happening]:
-    """The answer to who only asks how long the prompt is."""
-    usage = Usage(prompt_tokens=len(job.prompt), completion_tokens=0)
-    return [(job.stream, Chunk(choice=0, text="", finish=Finish.LENGTH)), (job.stream, End(usage=usage))]
 
 
 def _serve(channel: _Channel, model: _Model) -> None:

@@ -31,6 +31,11 @@ def test_each_of_several_prompts_is_a_request_of_its_own() -> None:
     assert [(request.id, request.prompt) for request in mapped(prompt=["a", "b"])] == [("r1", "a"), ("r1-1", "b")]
 
 
+def test_a_prompt_may_be_token_ids_and_so_may_each_of_several() -> None:
+    assert [request.prompt for request in mapped(prompt=[1, 50256])] == [(1, 50256)]
+    assert [request.prompt for request in mapped(prompt=[[1], [2, 3]])] == [(1,), (2, 3)]
+
+
 def test_log_probabilities_are_a_number_here() -> None:
     assert mapped(logprobs=3)[0].logprobs == Logprobs(top=3)
     assert mapped(logprobs=0)[0].logprobs == Logprobs(top=0)
@@ -40,8 +45,7 @@ def test_log_probabilities_are_a_number_here() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": [1, 2]}, "prompt"),
-        ({"prompt": [[1, 2]]}, "prompt"),
+        ({"prompt": [1, 2], "echo": True}, "echo"),
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"echo": True, "logprobs": 1}, "echo"),
@@ -62,6 +66,10 @@ def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, object], param
         ({"prompt": []}, "prompt"),
         ({"prompt": ["a"] * (MAX_PROMPTS + 1)}, "prompt"),
         ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": [[1], "a"]}, "prompt"),
+        ({"prompt": [["a"]]}, "prompt"),
         ({"logprobs": 21}, "logprobs"),
         ({"n": 0}, "n"),
         ({"temperature": 3}, "temperature"),

@@ -276,8 +276,21 @@ def test_several_prompts_give_a_choice_each(openai_client: openai.OpenAI) -> Non
     assert both.choices[1].text.startswith(two)
 
 
-def test_token_ids_and_a_suffix_are_refused_by_name(openai_client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="token ids"):
-        openai_client.completions.create(model="demo", prompt=[1, 2, 3])
+def test_a_prompt_as_token_ids_is_the_same_prompt(openai_client: openai.OpenAI) -> None:
+    """Its ids come from `/v1/tokenize`, which gives the text back as well."""
+    text = "Once upon a time"
+    ids: list[int] = openai_client.post("/tokenize", body={"model": "demo", "prompt": text}, cast_to=dict[str, Any])["tokens"]
+    plain, spelt = (
+        openai_client.completions.create(model="demo", prompt=prompt, temperature=0, max_tokens=5) for prompt in (text, ids)
+    )
+
+    assert openai_client.post("/detokenize", body={"tokens": ids}, cast_to=dict[str, Any])["prompt"] == text
+    assert plain.choices[0].text == spelt.choices[0].text
+    assert plain.usage == spelt.usage
+    with pytest.raises(openai.BadRequestError, match="token 99999999"):
+        openai_client.completions.create(model="demo", prompt=[99999999])
+
+
+def test_a_suffix_is_refused_by_name(openai_client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="suffix"):
         openai_client.completions.create(model="demo", prompt="Once", suffix="end")

@@ -61,6 +61,7 @@ def test_what_is_not_possible_yet_is_refused_by_name(param: str, changes: dict[s
     [
         ("messages", {"messages": ()}),
         ("messages", {"prompt": "Once"}),
+        ("echo", {"echo": True}),
         ("n", {"n": 0}),
         ("n", {"n": MAX_CHOICES + 1}),
         ("resume", {"resume": Resume(token_ids=(), emitted_chars=-1)}),

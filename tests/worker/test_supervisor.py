@@ -289,6 +289,32 @@ def test_a_prompt_is_counted_without_an_answer_even_one_beyond_the_context(share
     assert counted("word " * 3000)[1] > 3000
 
 
+def test_a_prompt_can_be_had_back_as_tokens_and_the_tokens_as_text(shared: Shared) -> None:
+    def echoed(prompt: str | tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        request = Request(id="r", model="demo", messages=(), prompt=prompt, echo=True, sampling=Sampling(max_tokens=0))
+        (chunk, _) = shared.run(lambda worker: events_of(worker, request))
+        assert isinstance(chunk, Chunk)
+        return chunk.text, chunk.token_ids
+
+    text, tokens = echoed("Once upon a time — ✓")
+    assert text == "Once upon a time — ✓"
+    assert echoed(tokens) == (text, tokens)
+    assert len(tokens) > 3
+
+
+async def test_a_model_is_told_whether_to_think(tmp_path: Path) -> None:
+    template = "{% if enable_thinking is defined %}{{ 'qzxjqzxj' if enable_thinking else 'qzxj' }}{% endif %}b"
+    path = make_tiny_model(tmp_path / "thinker.gguf", template=template)
+    async with running(Worker("demo", path, cache_dir=tmp_path / "cache")) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+        counts = []
+        for thinking in (None, False, True):
+            request = msgspec.structs.replace(ask(sampling=Sampling(max_tokens=0)), thinking=thinking)
+            counts += [event.usage.prompt_tokens for event in await events_of(worker, request) if isinstance(event, End)]
+
+    assert counts[0] < counts[1] < counts[2]
+
+
 TOOLS = '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]'
 
 
@@ -336,6 +362,8 @@ async def test_a_mark_that_is_a_control_token_is_seen_by_the_reader_of_calls_and
         (ask(sampling=Sampling(max_tokens=-1)), InvalidRequest),
         (ask("half a pair: \ud800"), InvalidRequest),
         (ask(sampling=Sampling(logit_bias=(Bias(10**6, 1),))), InvalidRequest),
+        (msgspec.structs.replace(ask(), messages=(), prompt=(10**6,)), InvalidRequest),
+        (msgspec.structs.replace(ask(), messages=(), prompt=()), InvalidRequest),
         (msgspec.structs.replace(ask(), tools="["), InvalidRequest),
         (msgspec.structs.replace(ask(), tools='[{"type": "web_search"}]'), Unsupported),
     ],
