@@ -20,7 +20,7 @@ from llama_cpp import _ggml
 from llama_cpp import llama_cpp as c
 
 from meshnode.errors import ConfigurationError
-from meshnode.worker import machine
+from meshnode.worker import machine, memory
 from meshnode.worker.engine import Span
 from meshnode.worker.gguf import Facts
 from meshnode.worker.sampling import Logits
@@ -68,15 +68,18 @@ class _Log:
 class LlamaRuntime:
     """One loaded model with a unified KV cache: any mix of lengths, `slots` times `context_length` tokens in all."""
 
-    def __init__(self, path: Path, facts: Facts, *, slots: int, context_length: int) -> None:
-        """Load `path`; raises ConfigurationError with llama.cpp's last words when it refuses."""
+    def __init__(self, path: Path, facts: Facts, *, slots: int, context_length: int, memory_free: int | None = None) -> None:
+        """Load `path`; raises ConfigurationError with llama.cpp's last words when it refuses.
+
+        `memory_free` are the bytes of main memory that it may take; None: not known.
+        """
         self._log = _Log()
         c.llama_backend_init()
         self.slots = slots
         self.context_length = context_length
         self.batch_size = BATCH
         self.on_gpu = gpus() > 0
-        self._check_memory(path, facts)
+        self._check_memory(path, facts, memory_free)
         self._model = self._load(path)
         self._context = self._open_context(path, facts)
         self._memory = c.llama_get_memory(self._context)
@@ -86,13 +89,12 @@ class LlamaRuntime:
         self._ends = frozenset(token for token in range(self._size) if c.llama_vocab_is_eog(self._vocab, token))
         self._rows = _Rows(BATCH, slots)
 
-    def _check_memory(self, path: Path, facts: Facts) -> None:
+    def _check_memory(self, path: Path, facts: Facts, free: int | None) -> None:
         """On a GPU the weights go elsewhere, and llama.cpp itself refuses what does not fit there."""
-        available = None if self.on_gpu else machine.memory_available()
-        needed = facts.memory_needed(self.slots * self.context_length)
-        if available is not None and needed > available:
+        needed = memory.need(facts, slots=self.slots, context_length=self.context_length)
+        if free is not None and needed.total > free and not self.on_gpu:
             raise machine.MemoryShort(
-                f"{path} does not fit in memory: it needs about {machine.human(needed)}, {machine.human(available)} are free.",
+                f"{path} does not fit in memory: it needs about {needed}; {machine.human(free)} are free.",
                 hint="Free memory, take fewer slots or a shorter context, or a smaller quantisation.",
             )
 
@@ -115,7 +117,7 @@ class LlamaRuntime:
         return model
 
     def _open_context(self, path: Path, facts: Facts) -> c.llama_context_p:
-        threads = min(machine.cores(), 1 + facts.size // BYTES_PER_THREAD)
+        threads = self._thread_limit = min(machine.cores(), 1 + facts.size // BYTES_PER_THREAD)
         params = c.llama_context_default_params()
         params.n_ctx = self.slots * self.context_length
         params.n_batch = params.n_ubatch = BATCH
@@ -149,6 +151,14 @@ class LlamaRuntime:
 
     def cut(self, slot: int, length: int) -> bool:
         return bool(c.llama_memory_seq_rm(self._memory, slot, length, -1))
+
+    def set_threads(self, count: int) -> None:
+        """Use at most `count` threads from the next batch on."""
+        threads = max(1, min(count, self._thread_limit))
+        c.llama_set_n_threads(self._context, threads, threads)
+
+    def threads(self) -> int:
+        return int(c.llama_n_threads(self._context))
 
     def piece(self, token: int) -> bytes:
         piece = self._pieces[token]

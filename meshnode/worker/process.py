@@ -29,7 +29,20 @@ from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.machine import MemoryShort
 from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
 from meshnode.worker.prompt import Tokenizer
-from meshnode.worker.protocol import Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
+from meshnode.worker.protocol import (
+    Cancel,
+    Failure,
+    Frames,
+    Load,
+    Ready,
+    Refused,
+    Step,
+    Submit,
+    Threads,
+    ToChild,
+    ToParent,
+    frame,
+)
 from meshnode.worker.renderer import CHATML, Renderer
 
 _RECEIVE = 256 * 1024
@@ -67,11 +80,19 @@ class _Model:
     def __init__(self, load: Load) -> None:
         facts = load.facts
         renderer = Renderer()  # first, so that its interpreter starts while the model loads
-        runtime = LlamaRuntime(Path(os.fsdecode(load.path)), facts, slots=load.slots, context_length=load.context_length)
+        runtime = LlamaRuntime(
+            Path(os.fsdecode(load.path)),
+            facts,
+            slots=load.slots,
+            context_length=load.context_length,
+            memory_free=load.memory_free,
+        )
         renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())
         controls = runtime.control_texts()
         self.engine = Engine(runtime, clock=time.monotonic)
         self.note = "" if facts.chat_template else "The file has no chat template; ChatML is used."
+        self.on_gpu = runtime.on_gpu
+        self.set_threads = runtime.set_threads
         self._facts = facts
         self._ending = runtime.ending()
         self._vocabulary = runtime.vocabulary()
@@ -166,13 +187,15 @@ def _first(*values: Number | None) -> Number:
     return next(value for value in values if value is not None)
 
 
-def _queue(commands: list[ToChild], waiting: dict[int, Submit], engine: Engine) -> None:
+def _queue(commands: list[ToChild], waiting: dict[int, Submit], model: _Model) -> None:
     """Carry out what is cheap: requests join `waiting`, by stream, and cancelled ones leave it or the engine."""
     for command in commands:
         match command:
             case Cancel(stream=stream):
                 if waiting.pop(stream, None) is None:
-                    engine.cancel(stream)
+                    model.engine.cancel(stream)
+            case Threads(count=count):
+                model.set_threads(count)
             case Submit(stream=stream):
                 waiting[stream] = command
             case Load():
@@ -198,7 +221,7 @@ def _serve(channel: _Channel, model: _Model) -> None:
     """Until the parent is gone."""
     waiting: dict[int, Submit] = {}
     while True:
-        _queue(channel.commands(wait=not (model.engine.busy or waiting)), waiting, model.engine)
+        _queue(channel.commands(wait=not (model.engine.busy or waiting)), waiting, model)
         happened: list[Happening] = []
         if waiting:
             happened += _take(waiting.pop(next(iter(waiting))), model)
@@ -226,7 +249,7 @@ def _load(channel: _Channel) -> _Model | None:
         message = error.message.encode("utf-8", "replace").decode()  # it may name a file whose name is no UTF-8
         channel.send(Refused(message=message, hint=error.hint, permanent=not isinstance(error, MemoryShort)))
         return None
-    channel.send(Ready(note=model.note))
+    channel.send(Ready(note=model.note, on_gpu=model.on_gpu))
     return model
 
 
