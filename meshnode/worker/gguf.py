@@ -192,6 +192,9 @@ def _check_parts(path: Path, number: int, count: int) -> int:
                                  hint="Give all parts the names that they had.")  # fmt: skip
     if number:
         first = path.with_name(f"{named.stem}-00001-of-{count:05}.gguf")
+        if not first.exists():
+            message = f"{path}: part 1 of {count} is missing: there is no {first.name}."
+            raise ConfigurationError(message, hint="Copy it into the same folder.")
         raise ConfigurationError(f"{path} is part {number + 1} of {count} of a model.", hint=f"Give the first: {first}")
     size = 0
     for index, part in enumerate(split.parts(path, count)[1:], start=1):

@@ -100,7 +100,7 @@ class Worker:
         """None until it was hashed; kept through failures, for then it is still a model that we know."""
         self.last_used = -math.inf
         """When its last request ended."""
-        self._aliases = aliases
+        self.aliases = aliases
         self._cache_dir = cache_dir
         self._slots = slots
         self._wanted_context = context_length
@@ -357,7 +357,7 @@ class Worker:
     def _as_model(self, facts: Facts, digest: ModelDigest) -> Model:
         return Model(
             name=self.name,
-            aliases=self._aliases,
+            aliases=self.aliases,
             digest=digest,
             size=facts.size,
             context_length=self._context(facts),

@@ -163,6 +163,9 @@ def test_a_later_part_points_to_the_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is part 2 of 3 of a model") as caught:
         read_facts(paths[1])
     assert str(paths[0]) in caught.value.hint
+    paths[0].unlink()
+    with pytest.raises(ConfigurationError, match=r"part 1 of 3 is missing: there is no m-00001-of-00003\.gguf"):
+        read_facts(paths[1])
 
 
 def test_a_name_like_a_parts_is_only_a_name(tmp_path: Path) -> None:
