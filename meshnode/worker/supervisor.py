@@ -13,7 +13,6 @@ again until it changes. Whatever happens to the child, its open requests get a W
 goes on.
 """
 
-import importlib.util
 import logging
 import math
 import os
@@ -33,7 +32,7 @@ from meshnode.inference import Request
 from meshnode.names import ModelDigest, printable
 from meshnode.wire.messages import ModelState
 from meshnode.worker import machine
-from meshnode.worker.child import Child
+from meshnode.worker.child import Child, what_is_missing
 from meshnode.worker.gguf import Facts
 from meshnode.worker.known import Known, read_digest, read_facts, stamp, wait_changed
 from meshnode.worker.memory import Held, Need, need
@@ -70,6 +69,8 @@ class _Setback:
 
     reason: str
     permanent: bool = False
+    no_room: bool = False
+    """Of memory: nothing is broken, and it may be different the next time."""
 
 
 class Worker:
@@ -225,6 +226,8 @@ class Worker:
                 self._enter(State.AVAILABLE, "")
             await self._wanted.wait()
             before = await stamp(self.path)
+            if not self._wanted.is_set():
+                continue  # it was called off meanwhile
             setback = await self._live()
             if setback is None:
                 continue
@@ -238,6 +241,7 @@ class Worker:
             backoff = min(2 * backoff, MAX_BACKOFF_S)
             if not self.resident:
                 self._wanted = trio.Event()
+                self.trouble = "" if setback.no_room else self.trouble
 
     def _fail(self, reason: str) -> None:
         self._enter(State.FAILED, reason)
@@ -270,10 +274,8 @@ class Worker:
         return None if self._leaving else setback
 
     async def _load_and_serve(self) -> _Setback | None:
-        missing = [module for module in ("llama_cpp", "numpy", "jinja2") if importlib.util.find_spec(module) is None]
-        if missing:
-            wanted = "Run: pip install 'meshnode[llama]', then start again; or start with --no-worker."
-            return _Setback(f"llama.cpp for Python is not installed ({', '.join(missing)} missing). {wanted}", permanent=True)
+        if missing := what_is_missing():
+            return _Setback(missing, permanent=True)
         self._enter(State.LOADING, "loading")
         try:
             self._facts = await read_facts(self.path)
@@ -331,6 +333,11 @@ class Worker:
     def _context(self, facts: Facts) -> int:
         return min(self._wanted_context or DEFAULT_CONTEXT, facts.context_length)
 
+    def _context_note(self, facts: Facts) -> str:
+        if (self._wanted_context or 0) <= facts.context_length:
+            return ""
+        return f"It was trained for a context of {facts.context_length} tokens and gets that, not {self._wanted_context}."
+
     async def _hash(self, facts: Facts, life: trio.CancelScope) -> None:
         try:
             self._digest = await read_digest(self.path, facts, cache_dir=self._cache_dir, progress=self._tell_hashing)
@@ -350,7 +357,7 @@ class Worker:
         self.model = self._as_model(self._facts, self._digest)
         self._ready_since = trio.current_time()
         self.trouble = ""
-        self._enter(State.READY, self._ready.note)
+        self._enter(State.READY, " ".join(filter(None, (self._ready.note, self._context_note(self._facts)))))
         self._requests.give(self._child)
         self._tell_threads()
 
@@ -371,7 +378,8 @@ class Worker:
                 self._room.end_turn(self)
                 self._become_ready()
             case Refused():
-                self._setback = _Setback(f"{message.message} {message.hint}".rstrip(), permanent=message.permanent)
+                reason = f"{message.message} {message.hint}".rstrip()
+                self._setback = _Setback(reason, permanent=message.permanent, no_room=not message.permanent)
             case Step():
                 self._last_step = message
                 for number, event in message.events:
@@ -384,6 +392,6 @@ class Worker:
         # It may quote a file's name or what llama.cpp said of the file: hostile text (security rule 23), and not always UTF-8.
         self.state, self.reason = state, printable(reason.encode("utf-8", "replace").decode())
         if changed:
-            level = logging.WARNING if state is State.FAILED else logging.INFO
+            level = logging.WARNING if state is State.FAILED or (state is State.READY and self.reason) else logging.INFO
             log.log(level, "%s is %s%s", self.name, state, f": {self.reason}" if self.reason else "")
             self._on_change()

@@ -218,3 +218,6 @@ async def test_what_can_never_fit_is_refused_with_figures_and_nobody_goes_for_it
 
         assert demo.state is State.READY
         assert tiny.state is State.FAILED
+        assert "KV cache" in tiny.trouble
+        await wait_for(lambda: tiny.state is State.AVAILABLE)
+        assert tiny.trouble == ""

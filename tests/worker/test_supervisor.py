@@ -368,6 +368,15 @@ async def test_a_bad_file_is_named_and_tried_again_when_it_changes(
         assert "Paris" in await answer(worker, ask())
 
 
+async def test_a_context_beyond_what_the_model_was_trained_for_is_cut_and_told(tmp_path: Path) -> None:
+    async with running(Worker("demo", DEMO, cache_dir=tmp_path, slots=1, context_length=100_000)) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+
+        assert worker.reason == "It was trained for a context of 2048 tokens and gets that, not 100000."
+        assert worker.model is not None
+        assert worker.model.context_length == 2048
+
+
 @pytest.mark.slow
 async def test_a_model_without_a_template_gets_chatml_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9.gguf")  # no UTF-8: names of files are bytes
