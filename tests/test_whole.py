@@ -33,6 +33,10 @@ def children(node: NodeProcess) -> list[int]:
     return [int(pid) for pid in path.read_text().split()]
 
 
+def states(member: dict[str, Any]) -> dict[str, str]:
+    return {model["name"]: model["state"] for model in member["models"]}
+
+
 def holders(node: NodeProcess) -> list[str]:
     """Who can serve the demo model now, as `node` sees it."""
     return [
@@ -306,7 +310,7 @@ def test_a_model_of_a_folder_is_loaded_for_who_asks_through_another_node(start: 
     assert raw.headers["x-meshnode-node"] == "holder"
     assert bad.value.status_code == 503
     assert "is not a GGUF file" in health_about(holder, "bad.gguf")
-    assert asker.member("holder")["models"][0]["state"] == "available"
+    wait_until(lambda: states(asker.member("holder")) == {"fox": "available", "bad": "failed"}, "the states told")
 
 
 def test_a_file_that_was_put_into_the_folder_is_found_by_who_asks_for_it(start: Start, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ Traps that shape this file (llama-cpp-python 0.3.36):
 
 import ctypes
 import itertools
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from meshnode.worker import machine, memory
 from meshnode.worker.engine import Span
 from meshnode.worker.gguf import Facts
 from meshnode.worker.sampling import Logits
+from meshnode.worker.threads import ThreadCount
 
 BATCH = 512
 """Rows of one batch, and of one pass over the weights. More helps prefill a little on a GPU and costs memory."""
@@ -117,12 +119,13 @@ class LlamaRuntime:
         return model
 
     def _open_context(self, path: Path, facts: Facts) -> c.llama_context_p:
-        threads = self._thread_limit = min(machine.cores(), 1 + facts.size // BYTES_PER_THREAD)
+        self._thread_limit = min(machine.cores(), 1 + facts.size // BYTES_PER_THREAD)
+        self._threads = ThreadCount(self._thread_limit)
         params = c.llama_context_default_params()
         params.n_ctx = self.slots * self.context_length
         params.n_batch = params.n_ubatch = BATCH
         params.n_seq_max = self.slots
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = params.n_threads_batch = self._threads.count
         params.rope_scaling_type = c.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED
         params.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_AUTO
         params.type_k = params.type_v = c.GGML_TYPE_F16
@@ -140,7 +143,7 @@ class LlamaRuntime:
 
     def decode(self, spans: Sequence[Span]) -> Sequence[Logits]:
         batch = self._rows.fill(spans)
-        code = c.llama_decode(self._context, batch)
+        code = self._adapting(lambda: c.llama_decode(self._context, batch))
         if code != 0:
             raise DecodeFailed(f"llama_decode returned {code}: {self._log.tail()}")
         wanted = sum(span.last for span in spans)
@@ -154,10 +157,24 @@ class LlamaRuntime:
 
     def set_threads(self, count: int) -> None:
         """Use at most `count` threads from the next batch on."""
-        threads = max(1, min(count, self._thread_limit))
-        c.llama_set_n_threads(self._context, threads, threads)
+        self._threads.set_limit(min(count, self._thread_limit))
+        self._use_threads()
+
+    def _use_threads(self) -> None:
+        c.llama_set_n_threads(self._context, self._threads.count, self._threads.count)
+
+    def _adapting(self, decode: Callable[[], int]) -> int:
+        """Run `decode` and learn from it how many threads the next one should have."""
+        before, wall, cpu = self._threads.count, time.monotonic(), time.process_time()
+        code = decode()
+        now = time.monotonic()
+        self._threads.observe(wall=now - wall, cpu=time.process_time() - cpu, now=now)
+        if self._threads.count != before:
+            self._use_threads()
+        return code
 
     def threads(self) -> int:
+        """How many llama.cpp uses now."""
         return int(c.llama_n_threads(self._context))
 
     def piece(self, token: int) -> bytes:

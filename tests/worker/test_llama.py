@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
+import itertools
 import time
 
 from meshnode.errors import ConfigurationError
@@ -106,6 +107,18 @@ def test_the_number_of_threads_is_changed_between_batches() -> None:
         assert len(logits) == runtime.vocabulary()
 
     assert counts == [8, 3, 1, 8]
+
+
+def test_threads_are_fewer_while_somebody_else_has_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = LlamaRuntime(DEMO, read_facts(DEMO), slots=1, context_length=256)
+    runtime._thread_limit = 4
+    runtime.set_threads(4)
+    wall, cpu = itertools.count(), itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: 0.1 * next(wall))
+    monkeypatch.setattr(time, "process_time", lambda: 0.35 * next(cpu))  # three threads whole, one halved
+    runtime.decode([Span(0, 0, [5], True)])
+
+    assert runtime.threads() == 3
 
 
 def test_a_file_that_llama_cpp_refuses_is_named_with_its_reason(tmp_path: Path) -> None:
