@@ -59,7 +59,9 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     context_length: int
     nodes: tuple[str, ...]
-    """Names of the nodes that can serve it now, sorted."""
+    """Names of the nodes that can serve it, sorted."""
+    loaded_on: tuple[str, ...]
+    """Those of them that need not load it first."""
 
 
 Holding = tuple[Member, Model]
@@ -112,6 +114,7 @@ def listings(members: Iterable[Member]) -> tuple[Listing, ...]:
             size=model.size,
             context_length=max(other.context_length for _, other in same),
             nodes=tuple(sorted({member.name for member, _ in same})),
+            loaded_on=tuple(sorted({member.name for member, other in same if _state((member, other)) in {"ready", ""}})),
         )
     return tuple(sorted(listed.values(), key=lambda listing: listing.id))
 

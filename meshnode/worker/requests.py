@@ -42,6 +42,11 @@ class Requests:
         """Whether the child has any."""
         return bool(self._given)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether any waits for a child."""
+        return bool(self._waiting)
+
     def open(self, request: Request, child: Child | None) -> tuple[int, Stream]:
         """Give `request` to the child, or let it wait for one. Raises Overloaded or InvalidRequest."""
         unsent = (child.unsent if child else 0) + sum(len(waiting.data) for waiting in self._waiting.values())

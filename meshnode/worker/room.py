@@ -42,6 +42,11 @@ class Tenant(Protocol):
         """None while it has no process of its own on this machine's main memory."""
         ...
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it has a process whose model is on a graphics processor."""
+        ...
+
     def unload(self) -> bool: ...
 
     def set_threads(self, count: int) -> None: ...
@@ -106,7 +111,7 @@ class Room:
         """
         with trio.move_on_after(WAIT_S):
             while True:
-                if self._loading is None:
+                if self._loading is None and not self._leaving:
                     todo = self._plan(need)
                     if todo is None or not todo.wait:
                         self._loading = tenant
@@ -130,6 +135,19 @@ class Room:
         self._leaving = [each for each in self._leaving if each is not tenant]
         self.end_turn(tenant)
         self.change()
+
+    def unload_on_gpu(self) -> bool:
+        """Begin to unload the longest unused model on a graphics processor, of whose memory only a child's refusal tells us.
+
+        False when there is none that may go.
+        """
+        there = [each for each in self._tenants() if each.on_gpu and not (each.busy or each.resident)]
+        if not there:
+            return False
+        oldest = min(there, key=lambda each: each.last_used)
+        if oldest.unload():
+            self._leaving.append(oldest)
+        return True
 
     def change(self) -> None:
         """Wake who waits: somebody became idle, was loaded, or is gone. And share the cores anew."""

@@ -65,12 +65,11 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class _Setback:
-    """Why a life ended, and whether the file is to blame."""
+    """Why a life ended, whether the file is to blame, and whether nothing is, for only memory is short."""
 
     reason: str
     permanent: bool = False
     no_room: bool = False
-    """Of memory: nothing is broken, and it may be different the next time."""
 
 
 class Worker:
@@ -116,7 +115,8 @@ class Worker:
         self._ready: Ready | None = None
         self._ready_since = math.inf
         self._setback: _Setback | None = None
-        self._wanted = trio.Event()
+        self._wanted, self._asked = trio.Event(), trio.Event()
+        """That it be loaded, and that a request waits for that."""
         self._life: trio.CancelScope | None = None
         self._leaving = False
         self._threads = self._told_threads = 0
@@ -138,11 +138,15 @@ class Worker:
     @property
     def held(self) -> Held | None:
         """The main memory that it has or will have taken; None without a process, or when it is on a graphics processor."""
-        if self._child is None or self._facts is None or (self._ready and self._ready.on_gpu):
+        if self._child is None or self._facts is None or self.on_gpu:
             return None
         needed = self._need(self._facts).total
-        resident = machine.resident(self._child.pid)
-        return Held(needed, needed if resident is None else resident)
+        return Held(needed, machine.resident(self._child.pid) or needed)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it has a process whose model is on a graphics processor."""
+        return self._child is not None and self._ready is not None and self._ready.on_gpu
 
     def load(self) -> ModelState:
         """The live load: what we know here, which is fresher than what the child reports, and its measured speed."""
@@ -199,6 +203,8 @@ class Worker:
             raise ModelUnavailable(f"{self.name} is {self.state} on this node: {self.reason}", retry_after=self._retry_after())
         opened = self._requests.open(request, self._child if self.state is State.READY else None)
         self._wanted.set()
+        if self.state is not State.READY:
+            self._asked.set()
         self._room.change()
         return opened
 
@@ -229,7 +235,7 @@ class Worker:
             if not self._wanted.is_set():
                 continue  # it was called off meanwhile
             setback = await self._live()
-            if setback is None:
+            if setback is None or (setback.no_room and self._room.unload_on_gpu()):
                 continue
             backoff = BACKOFF_S if trio.current_time() - self._ready_since >= GOOD_LIFE_S else backoff
             self._retry_at = math.inf if setback.permanent else trio.current_time() + backoff
@@ -251,8 +257,11 @@ class Worker:
 
     async def _reassure(self) -> None:
         while True:
-            await trio.sleep(PROGRESS_S)
-            self._requests.reassure()
+            await self._asked.wait()
+            while self._requests.waiting:
+                await trio.sleep(PROGRESS_S)
+                self._requests.reassure()
+            self._asked = trio.Event()
 
     async def _live(self) -> _Setback | None:
         """One life, from the file's check to the child's end; all the child's requests have got their error when it returns.
@@ -262,8 +271,7 @@ class Worker:
         self._facts = self._digest = self._ready = self._setback = None
         self._ready_since = math.inf
         self._last_step = _NO_STEP
-        self._leaving = False
-        self._told_threads = 0
+        self._leaving, self._told_threads = False, 0
         setback = None
         try:
             with trio.CancelScope() as self._life:
@@ -299,13 +307,8 @@ class Worker:
         except OSError as error:
             return _Setback(f"its worker process cannot be started: {error.strerror}")
         ending = "stopped"
-        load = Load(
-            path=os.fsencode(self.path),
-            facts=facts,
-            slots=self._slots,
-            context_length=self._context(facts),
-            memory_free=free,
-        )
+        path, context = os.fsencode(self.path), self._context(facts)
+        load = Load(path=path, facts=facts, slots=self._slots, context_length=context, memory_free=free)
         try:
             self._child.send(frame(load))
             async with trio.open_nursery() as nursery:
@@ -328,7 +331,7 @@ class Worker:
             if left <= 0 and self.unload():
                 log.info("%s is unloaded: unused for %.0f s", self.name, keep_alive)
                 return
-            await trio.sleep(left)
+            await trio.sleep(max(left, 0.1))
 
     def _context(self, facts: Facts) -> int:
         return min(self._wanted_context or DEFAULT_CONTEXT, facts.context_length)

@@ -138,7 +138,7 @@ def test_only_routable_models_are_listed_once_each() -> None:
 def test_a_model_that_would_be_loaded_for_whoever_asks_is_listed_and_a_candidate(state: str, listed: bool) -> None:
     member = in_state(fake_member("a", "m"), state)
 
-    assert [each.id for each in listings((member,))] == ["m"] * listed
+    assert [(each.id, each.loaded_on) for each in listings((member,))] == [("m", ("a",) if state == "ready" else ())] * listed
     if listed:
         assert [candidate.loaded for candidate in resolve("m", member).candidates] == [state == "ready"]
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -237,3 +238,49 @@ async def test_two_that_do_not_fit_together_take_turns(folder: Path, monkeypatch
         assert len(answered) == 12
         assert not one.busy
         assert not two.busy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_whatever_order_things_happen_in_requests_are_answered_and_nothing_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Requests, cancels, loads and unloads at random, of three models of which two fit."""
+    for number in range(3):
+        make_tiny_model(folder / f"m{number}.gguf", seed=number)
+    monkeypatch.setattr(room, "LOOK_S", 0.05)
+    random = Random(seed)
+    async with serving(folder) as served:
+        workers = served.workers
+        await events_of(workers[0], ask(sampling=SHORT))
+        assert workers[0].held is not None
+        need = workers[0].held.need
+        monkeypatch.setattr(machine, "resident", lambda _pid: None)
+        monkeypatch.setattr(
+            machine, "memory_available", lambda: int(2.5 * need) - need * sum(worker.pid is not None for worker in workers)
+        )
+
+        async def client() -> None:
+            for _ in range(12):
+                worker = random.choice(workers)
+                match random.randrange(5):
+                    case 0:
+                        worker.unload()
+                    case 1:
+                        worker.wake()
+                    case 2:
+                        with trio.move_on_after(random.random()):
+                            await events_of(worker, ask(sampling=ENDLESS))
+                    case _:
+                        assert any(isinstance(event, Chunk) for event in await events_of(worker, ask(sampling=SHORT)))
+
+        with trio.fail_after(200):
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(client)
+
+        assert not any(worker.busy or worker.trouble for worker in workers)
+        assert sum(worker.pid is not None for worker in workers) <= 2
+        for worker in workers:
+            worker.unload()
+        await wait_for(lambda: not any(worker.pid for worker in workers))

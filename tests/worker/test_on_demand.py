@@ -14,7 +14,7 @@ from worker.asking import answer, ask, events_of, gone, running, wait_for
 
 from meshnode.errors import ModelUnavailable, WorkerFailed
 from meshnode.inference import Chunk, Phase, Progress, Sampling
-from meshnode.worker import machine, room
+from meshnode.worker import machine, room, supervisor
 from meshnode.worker.digest import digest_of
 from meshnode.worker.gguf import read_facts
 from meshnode.worker.known import Known
@@ -45,6 +45,14 @@ async def test_a_request_loads_the_model_and_is_told_of_it(make: Make) -> None:
         assert events[0] == Progress(phase=Phase.LOADING)
         assert "Paris" in "".join(event.text for event in events if isinstance(event, Chunk))
         assert worker.state is State.READY
+
+
+async def test_who_waits_for_long_is_told_again_and_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "PROGRESS_S", 0.02)
+    async with running(make()) as worker:
+        events = await events_of(worker, ask())
+
+        assert events[:3] == [Progress(phase=Phase.LOADING)] * 3
 
 
 async def test_all_that_wait_are_answered_and_who_left_is_not(make: Make) -> None:
@@ -116,7 +124,7 @@ async def test_loading_on_request_can_be_called_off(make: Make) -> None:
 
 
 async def test_a_dead_child_is_loaded_again_only_for_who_asks(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshnode.worker.supervisor.BACKOFF_S", 0.05)
+    monkeypatch.setattr(supervisor, "BACKOFF_S", 0.05)
     async with running(make()) as worker:
         async with worker.submit(ask(sampling=ENDLESS)) as events:
             while not any(isinstance(event, Chunk) for event in await anext(events)):

@@ -73,6 +73,7 @@ class Fake:
     threads: int = 0
     loaded: bool = False
     hall: Room | None = None
+    on_gpu: bool = False
     history: list[str] = field(default_factory=list)
 
     @property
@@ -165,6 +166,20 @@ async def test_the_cores_belong_to_those_at_work(pair: tuple[Room, Fake, Fake]) 
     hall.change()
 
     assert (alone, one.threads, two.threads) == (4, 2, 2)
+
+
+async def test_on_a_graphics_processor_the_longest_unused_goes_once_a_child_was_refused(pair: tuple[Room, Fake, Fake]) -> None:
+    hall, one, two = pair
+    before = hall.unload_on_gpu()
+    one.on_gpu = two.on_gpu = True
+    one.last_used, two.last_used, two.busy = 2, 1, True
+    first = hall.unload_on_gpu()
+    with trio.fail_after(1):
+        await hall.wait_turn(two, Need(1, 0, 0, 0))
+    one.resident = True
+
+    assert (before, first, hall.unload_on_gpu()) == (False, True, False)
+    assert (one.history, two.history) == (["unloaded"], [])
 
 
 async def test_a_system_that_does_not_tell_its_memory_loads_what_is_asked_for(
