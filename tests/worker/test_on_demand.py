@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("llama_cpp")
 
+import gguf
 import trio
 from tiny_model import make_tiny_model
 from worker.asking import answer, ask, events_of, gone, running, wait_for
@@ -229,3 +231,22 @@ async def test_what_can_never_fit_is_refused_with_figures_and_nobody_goes_for_it
         assert "KV cache" in tiny.trouble
         await wait_for(lambda: tiny.state is State.AVAILABLE)
         assert tiny.trouble == ""
+
+
+def make_split_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    monkeypatch.setattr(gguf, "GGUFWriter", partial(gguf.GGUFWriter, split_max_tensors=8))
+    make_tiny_model(folder / "parts.gguf")
+    return sorted(folder.glob("parts-*.gguf"))
+
+
+async def test_a_split_model_runs_like_any_other(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make_tiny_model(tmp_path / "whole.gguf")
+    first, *others = make_split_model(tmp_path, monkeypatch)
+    greedy = ask(sampling=Sampling(temperature=0, max_tokens=8))
+    texts = []
+    for path in (whole, first):
+        async with running(make("m", path)) as worker:
+            texts.append(await answer(worker, greedy))
+
+    assert len(others) >= 1
+    assert texts[0] == texts[1] != ""
