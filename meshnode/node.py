@@ -312,6 +312,7 @@ def _models(start: Start) -> Models:
         cache_dir=start.data_dir.subdirectory("cache"),
         slots=settings.slots,
         context_length=settings.context_length,
+        unified=settings.kv_unified,
         keep_alive=settings.keep_alive or math.inf,
     )
 

@@ -22,8 +22,8 @@ from llama_cpp import llama_cpp as c
 
 from meshnode.errors import ConfigurationError
 from meshnode.worker import machine, memory
-from meshnode.worker.engine import Span
 from meshnode.worker.gguf import Facts
+from meshnode.worker.runtime import NoRoom, Span
 from meshnode.worker.sampling import Logits
 from meshnode.worker.threads import ThreadCount
 
@@ -33,6 +33,10 @@ BYTES_PER_THREAD = 16 * 1024 * 1024
 """Of weights. For less, a second thread has next to nothing to compute and waits for the first at every layer, which is ruinous
 on a busy machine: with the demo model the speed is the same alone, and tens of times higher beside other work."""
 _WARN, _ERROR = 3, 4
+_NO_ROOM = 1
+"""Of llama_decode: no slot for the batch in the KV cache, and the state is as before."""
+_PAD = 256
+"""llama.cpp makes a sequence's own part of the cache a multiple of so many tokens."""
 _GPU, _INTEGRATED_GPU = 1, 2
 
 
@@ -68,9 +72,18 @@ class _Log:
 
 
 class LlamaRuntime:
-    """One loaded model with a unified KV cache: any mix of lengths, `slots` times `context_length` tokens in all."""
+    """One loaded model with a KV cache of `slots` times `context_length` tokens, a few more where llama.cpp rounds up."""
 
-    def __init__(self, path: Path, facts: Facts, *, slots: int, context_length: int, memory_free: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        facts: Facts,
+        *,
+        slots: int,
+        context_length: int,
+        unified: bool = True,
+        memory_free: int | None = None,
+    ) -> None:
         """Load `path`; raises ConfigurationError with llama.cpp's last words when it refuses.
 
         `memory_free` are the bytes of main memory that it may take; None: not known.
@@ -78,13 +91,16 @@ class LlamaRuntime:
         self._log = _Log()
         c.llama_backend_init()
         self.slots = slots
-        self.context_length = context_length
+        self.unified = unified
+        self.pool = slots * context_length
+        self.context_length = min(self.pool, max(context_length, facts.context_length)) if unified else context_length
         self.batch_size = BATCH
         self.on_gpu = gpus() > 0
         self._check_memory(path, facts, memory_free)
         self._model = self._load(path)
         self._context = self._open_context(path, facts)
         self._memory = c.llama_get_memory(self._context)
+        self._copies = unified and not (c.llama_model_is_recurrent(self._model) or c.llama_model_is_hybrid(self._model))
         self._vocab = c.llama_model_get_vocab(self._model)
         self._size: int = c.llama_vocab_n_tokens(self._vocab)
         self._pieces: list[bytes | None] = [None] * self._size
@@ -93,7 +109,7 @@ class LlamaRuntime:
 
     def _check_memory(self, path: Path, facts: Facts, free: int | None) -> None:
         """On a GPU the weights go elsewhere, and llama.cpp itself refuses what does not fit there."""
-        needed = memory.need(facts, slots=self.slots, context_length=self.context_length)
+        needed = memory.need(facts, slots=self.slots, context_length=self.pool // self.slots)
         if free is not None and needed.total > free and not self.on_gpu:
             raise machine.MemoryShort(
                 f"{path} does not fit in memory: it needs about {needed}; {machine.human(free)} are free.",
@@ -122,7 +138,7 @@ class LlamaRuntime:
         self._thread_limit = min(machine.cores(), 1 + facts.size // BYTES_PER_THREAD)
         self._threads = ThreadCount(self._thread_limit)
         params = c.llama_context_default_params()
-        params.n_ctx = self.slots * self.context_length
+        params.n_ctx = self.pool if self.unified else self.slots * _padded(self.context_length)
         params.n_batch = params.n_ubatch = BATCH
         params.n_seq_max = self.slots
         params.n_threads = params.n_threads_batch = self._threads.count
@@ -133,7 +149,7 @@ class LlamaRuntime:
         params.offload_kqv = params.op_offload = True
         params.no_perf = True
         params.swa_full = True
-        params.kv_unified = True
+        params.kv_unified = self.unified
         context: c.llama_context_p = c.llama_init_from_model(self._model, params)
         if not context:
             raise machine.MemoryShort(
@@ -144,6 +160,8 @@ class LlamaRuntime:
     def decode(self, spans: Sequence[Span]) -> Sequence[Logits]:
         batch = self._rows.fill(spans)
         code = self._adapting(lambda: c.llama_decode(self._context, batch))
+        if code == _NO_ROOM:
+            raise NoRoom
         if code != 0:
             raise DecodeFailed(f"llama_decode returned {code}: {self._log.tail()}")
         wanted = sum(span.last for span in spans)
@@ -176,6 +194,27 @@ class LlamaRuntime:
     def threads(self) -> int:
         """How many llama.cpp uses now."""
         return int(c.llama_n_threads(self._context))
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """In a cache in parts, copying a part of a sequence is an assertion failure. A recurrent state has no beginning."""
+        if self._copies:
+            c.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        return self._copies
+
+    def save(self, slot: int, most: int) -> bytearray | None:
+        size: int = c.llama_state_seq_get_size(self._context, slot)
+        if not 0 < size <= most:
+            return None
+        saved = bytearray(size)
+        written: int = c.llama_state_seq_get_data(self._context, (ctypes.c_uint8 * size).from_buffer(saved), size, slot)
+        return saved if written == size else None
+
+    def restore(self, slot: int, saved: bytearray) -> bool:
+        data = (ctypes.c_uint8 * len(saved)).from_buffer(saved)
+        if c.llama_state_seq_set_data(self._context, data, len(saved), slot) == len(saved):
+            return True
+        self.cut(slot, 0)
+        return False
 
     def piece(self, token: int) -> bytes:
         piece = self._pieces[token]
@@ -263,6 +302,10 @@ class _Rows:
             row = end
         self._batch.n_tokens = count
         return self._batch
+
+
+def _padded(length: int) -> int:
+    return -(-length // _PAD) * _PAD
 
 
 def _pointer(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], kind: Any) -> Any:

@@ -73,12 +73,14 @@ class Models:
         cache_dir: Path,
         slots: int,
         context_length: int | None,
+        unified: bool,
         keep_alive: float,
     ) -> None:
         self._folders = folders
         self._cache_dir = cache_dir
         self._slots = slots
         self._context_length = context_length
+        self._unified = unified
         self._room = Room(lambda: self.workers, keep_alive=keep_alive)
         self._given = tuple(self._worker(name, path) for name, path in given)
         self._offers: dict[Path, _Offer] = {}
@@ -96,6 +98,7 @@ class Models:
             cache_dir=self._cache_dir,
             slots=self._slots,
             context_length=self._context_length,
+            unified=self._unified,
             known=known,
             room=self._room,
         )

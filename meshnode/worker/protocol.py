@@ -2,8 +2,8 @@
 
 A frame is a 4-byte big-endian length and a msgpack body, one of the messages below. The parent sends LOAD first and waits; the
 child answers with READY or REFUSED. Then the parent sends SUBMIT, CANCEL and THREADS, and the child one STEP for each engine step
-that brought something. The end of the connection is the end of the child, whichever side closes. Stream ids are the parent's,
-never used twice in one life.
+that brought something, and CACHED when that changed. The end of the connection is the end of the child, whichever side closes.
+Stream ids are the parent's, never used twice in one life.
 """
 
 from collections.abc import Iterator
@@ -18,18 +18,23 @@ MAX_FRAME = 32 * 1024 * 1024
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Load this model. `context_length` is per slot; `memory_free` are the bytes that it may take, None: not known."""
+    """Load this model. `context_length` is per slot; `unified`: of a pool that all slots share, else each has its own part.
+    `memory_free` are the bytes that it may take, None: not known."""
 
     path: bytes
     facts: Facts
     slots: int
     context_length: int
+    unified: bool = True
     memory_free: int | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """`chain` are the hashes of the prompt's text that the child's CACHED shall name it by."""
+
     stream: int
     request: Request
+    chain: tuple[int, ...] = ()
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -45,8 +50,10 @@ class Threads(msgspec.Struct, frozen=True, tag="threads"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Loaded. `note` is for people, about what is not as it should be; mostly empty. `on_gpu`: the weights lie elsewhere."""
+    """Loaded. A prompt and its answer have at most `context_length` tokens. `note` is for people, about what is not as it should
+    be; mostly empty. `on_gpu`: the weights are on a graphics processor."""
 
+    context_length: int
     note: str = ""
     on_gpu: bool = False
 
@@ -69,15 +76,33 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, tag="failure"):
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """What one engine step brought, in order, and the load after it, of which the parent knows the number of streams itself."""
+    """What one engine step brought, in order, and the load and the measured speed after it; 0: not known."""
 
     events: tuple[tuple[int, Event | Failure], ...]
+    free_slots: int = 0
+    waiting: int = 0
+    """Sequences without a slot."""
+    remaining_s: float = 0.0
+    """Work left when one sequence is read and drawn after the other, answers as long as usual."""
     kv_free_tokens: int = 0
+    prefill_per_s: float = 0.0
+    """Prompt tokens, when nothing else is done."""
     tokens_per_s: float = 0.0
+    """Of the answers of all streams together."""
+    step_s: float = 0.0
+    """Of a step in which one stream decodes."""
+    stream_s: float = 0.0
+    """What each further stream adds to that."""
+
+
+class Cached(msgspec.Struct, frozen=True, tag="cached"):
+    """The chains of what the KV cache holds now, each cut where that ends, the most useful first. Sent when they changed."""
+
+    chains: tuple[tuple[int, ...], ...]
 
 
 ToChild = Load | Submit | Cancel | Threads
-ToParent = Ready | Refused | Step
+ToParent = Ready | Refused | Step | Cached
 
 
 class Region(msgspec.Struct, frozen=True, array_like=True):
@@ -97,7 +122,10 @@ class Compile(msgspec.Struct, frozen=True, tag="compile"):
 
 
 class Render(msgspec.Struct, frozen=True, tag="render"):
+    """`tools` is the JSON text of OpenAI's, as the calls in `messages` are."""
+
     messages: tuple[Message, ...]
+    tools: str | None = None
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):

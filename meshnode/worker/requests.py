@@ -1,6 +1,8 @@
-"""The open requests of one model: those that its child works on, and those that wait until there is a child."""
+"""The open requests of one model: those that its child works on, and those that wait until there is a child (trio)."""
 
 from dataclasses import dataclass
+
+import trio
 
 from meshnode.errors import InvalidRequest, MeshnodeError, Overloaded, from_code
 from meshnode.inference import Event, Phase, Progress, Request
@@ -13,6 +15,9 @@ MAX_WAITING = 64
 MAX_UNSENT = 64 * 1024 * 1024
 """Bytes of requests that no child has read yet. Their number is no bound: whoever leaves makes room for another."""
 
+PROGRESS_S = 1.0
+"""Between reports to requests that wait for a child."""
+
 
 @dataclass(frozen=True)
 class _Waiting:
@@ -21,7 +26,7 @@ class _Waiting:
 
 
 class Requests:
-    """Each is a number, never used twice, and a `Stream`. Nothing here waits."""
+    """Each is a number, never used twice, and a `Stream`. Only `reassure` waits."""
 
     def __init__(self, name: str, slots: int) -> None:
         self._name = name
@@ -29,6 +34,7 @@ class Requests:
         self._given: dict[int, Stream] = {}
         self._waiting: dict[int, _Waiting] = {}
         self._last = 0
+        self._asked = trio.Event()
 
     def __len__(self) -> int:
         return len(self._given) + len(self._waiting)
@@ -42,12 +48,7 @@ class Requests:
         """Whether the child has any."""
         return bool(self._given)
 
-    @property
-    def waiting(self) -> bool:
-        """Whether any waits for a child."""
-        return bool(self._waiting)
-
-    def open(self, request: Request, child: Child | None) -> tuple[int, Stream]:
+    def open(self, request: Request, child: Child | None, *, chain: tuple[int, ...] = ()) -> tuple[int, Stream]:
         """Give `request` to the child, or let it wait for one. Raises Overloaded or InvalidRequest."""
         unsent = (child.unsent if child else 0) + sum(len(waiting.data) for waiting in self._waiting.values())
         if unsent > MAX_UNSENT:
@@ -56,7 +57,7 @@ class Requests:
             raise Overloaded(f"{len(self)} requests for {self._name} are open on this node.", retry_after=5)
         self._last += 1
         try:
-            data = frame(Submit(stream=self._last, request=request))
+            data = frame(Submit(stream=self._last, request=request, chain=chain))
         except UnicodeEncodeError as error:
             raise InvalidRequest("The messages hold half of a surrogate pair.", param="messages") from error
         except FrameTooLarge as error:
@@ -68,6 +69,7 @@ class Requests:
         else:
             self._waiting[self._last] = _Waiting(data, stream)
             stream.put(Progress(phase=Phase.LOADING))
+            self._asked.set()
         return self._last, stream
 
     def close(self, number: int, stream: Stream, child: Child | None) -> None:
@@ -84,10 +86,15 @@ class Requests:
             self._given[number] = each.stream
             child.send(each.data)
 
-    def reassure(self) -> None:
-        """Tell those that wait that they are not forgotten."""
-        for waiting in self._waiting.values():
-            waiting.stream.put(Progress(phase=Phase.LOADING))
+    async def reassure(self) -> None:
+        """Tell those that wait that they are not forgotten, for ever."""
+        while True:
+            await self._asked.wait()
+            while self._waiting:
+                await trio.sleep(PROGRESS_S)
+                for waiting in self._waiting.values():
+                    waiting.stream.put(Progress(phase=Phase.LOADING))
+            self._asked = trio.Event()
 
     def hear(self, number: int, event: Event | Failure, child: Child | None) -> None:
         """What the child has for one of them, which may be closed already."""

@@ -31,25 +31,21 @@ from meshnode.gossip.member import Model
 from meshnode.inference import Request
 from meshnode.names import ModelDigest, printable
 from meshnode.wire.messages import ModelState
-from meshnode.worker import machine
+from meshnode.worker import context, machine
 from meshnode.worker.child import Child, what_is_missing
 from meshnode.worker.gguf import Facts
 from meshnode.worker.known import Known, read_digest, read_facts, stamp, wait_changed
 from meshnode.worker.memory import Held, Need, need
-from meshnode.worker.protocol import Load, Ready, Refused, Step, Threads, ToParent, frame
+from meshnode.worker.protocol import Cached, Load, Ready, Refused, Step, Threads, ToParent, frame
 from meshnode.worker.requests import Requests
 from meshnode.worker.room import Room
 from meshnode.worker.stream import Stream
 
 DEFAULT_SLOTS = 4
-DEFAULT_CONTEXT = 4096
-"""Tokens of a slot, where the model was trained for as many. More costs memory whether it is used or not."""
 BACKOFF_S = 1.0
 MAX_BACKOFF_S = 60.0
 GOOD_LIFE_S = 60.0
 """A child that was ready for so long did not die of its start."""
-PROGRESS_S = 1.0
-"""Between reports to requests that wait for the model to be loaded."""
 
 log = logging.getLogger(__name__)
 _NO_STEP = Step(events=())
@@ -75,7 +71,7 @@ class _Setback:
 class Worker:
     """One model, served by a child process of its own. `run` must be running; everything else only looks or asks."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has a name at the call, and a default
         self,
         name: str,
         path: Path,
@@ -84,10 +80,14 @@ class Worker:
         cache_dir: Path,
         slots: int = DEFAULT_SLOTS,
         context_length: int | None = None,
+        unified: bool = True,
+        chain_of: Callable[[Request, ModelDigest], tuple[int, ...]] = lambda _request, _digest: (),
         known: Known | None = None,
         room: Room | None = None,
     ) -> None:
-        """`known` makes it one that is loaded on request, and unloaded as the room says."""
+        """`context_length` is a slot's; with a `unified` KV cache a request may have that of all slots, up to the model's own.
+        `chain_of` gives the hashes of a prompt's text by which `cached` shall name it (design D22). `known` makes it one that is
+        loaded on request, and unloaded as the room says."""
         self.name = name
         self.path = path
         self.resident = known is None
@@ -104,7 +104,11 @@ class Worker:
         self._cache_dir = cache_dir
         self._slots = slots
         self._wanted_context = context_length
+        self._unified = unified
+        self._chain_of = chain_of
         self._room = room or Room()
+        self.cached: tuple[tuple[int, ...], ...] = ()
+        """The chains of what is in the KV cache, each cut where that ends, the most useful first."""
         self._on_change: Callable[[], None] = lambda: None
         self._child: Child | None = None
         self._requests = Requests(name, slots)
@@ -115,15 +119,16 @@ class Worker:
         self._ready: Ready | None = None
         self._ready_since = math.inf
         self._setback: _Setback | None = None
-        self._wanted, self._asked = trio.Event(), trio.Event()
-        """That it be loaded, and that a request waits for that."""
+        self._wanted = trio.Event()
         self._life: trio.CancelScope | None = None
         self._leaving = False
         self._threads = self._told_threads = 0
         if self.resident:
             self._wanted.set()
         if known:
-            self.model = self._as_model(known.facts, known.digest)
+            self._facts = known.facts
+            limit = context.of_request(known.facts, context_length, slots=slots, unified=unified)
+            self.model = self._as_model(known.facts, known.digest, limit)
 
     @property
     def pid(self) -> int | None:
@@ -151,7 +156,7 @@ class Worker:
     def load(self) -> ModelState:
         """The live load: what we know here, which is fresher than what the child reports, and its measured speed."""
         active = self._requests.active
-        room = self._slots * self.model.context_length if self.model else 0
+        room = self._slots * context.of_slot(self._facts, self._wanted_context) if self._facts else 0
         reported = self._requests.at_work and self._last_step is not _NO_STEP
         return ModelState(
             name=self.name,
@@ -160,6 +165,7 @@ class Worker:
             active=active,
             slots=self._slots,
             queued=len(self._requests) - active,
+            remaining_ms=round(self._last_step.remaining_s * 1000) if reported else 0,
             kv_free_tokens=self._last_step.kv_free_tokens if reported else room,
             tokens_per_s=self._last_step.tokens_per_s,
         )
@@ -201,10 +207,9 @@ class Worker:
     def _open(self, request: Request) -> tuple[int, Stream]:
         if self.state is State.FAILED or self.model is None:
             raise ModelUnavailable(f"{self.name} is {self.state} on this node: {self.reason}", retry_after=self._retry_after())
-        opened = self._requests.open(request, self._child if self.state is State.READY else None)
+        chain = self._chain_of(request, self.model.digest)
+        opened = self._requests.open(request, self._child if self.state is State.READY else None, chain=chain)
         self._wanted.set()
-        if self.state is not State.READY:
-            self._asked.set()
         self._room.change()
         return opened
 
@@ -222,7 +227,7 @@ class Worker:
         """Serve until cancelled, which ends the child. `on_change` is called after every change of `state`."""
         self._on_change = on_change
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._reassure)
+            nursery.start_soon(self._requests.reassure)
             await self._serve()
 
     async def _serve(self) -> None:
@@ -255,20 +260,12 @@ class Worker:
         why = f"{self.name} cannot be loaded on this node: {self.reason}"
         self._requests.refuse_waiting(ModelUnavailable(why, retry_after=self._retry_after()))
 
-    async def _reassure(self) -> None:
-        while True:
-            await self._asked.wait()
-            while self._requests.waiting:
-                await trio.sleep(PROGRESS_S)
-                self._requests.reassure()
-            self._asked = trio.Event()
-
     async def _live(self) -> _Setback | None:
         """One life, from the file's check to the child's end; all the child's requests have got their error when it returns.
 
         None when the child was unloaded, or got no room in time, and nothing is wrong.
         """
-        self._facts = self._digest = self._ready = self._setback = None
+        self._digest = self._ready = self._setback = None
         self._ready_since = math.inf
         self._last_step = _NO_STEP
         self._leaving, self._told_threads = False, 0
@@ -299,7 +296,7 @@ class Worker:
         return await self._live_with_child(self._facts, free)
 
     def _need(self, facts: Facts) -> Need:
-        return need(facts, slots=self._slots, context_length=self._context(facts))
+        return need(facts, slots=self._slots, context_length=context.of_slot(facts, self._wanted_context))
 
     async def _live_with_child(self, facts: Facts, free: int | None) -> _Setback:
         try:
@@ -307,8 +304,14 @@ class Worker:
         except OSError as error:
             return _Setback(f"its worker process cannot be started: {error.strerror}")
         ending = "stopped"
-        path, context = os.fsencode(self.path), self._context(facts)
-        load = Load(path=path, facts=facts, slots=self._slots, context_length=context, memory_free=free)
+        load = Load(
+            path=os.fsencode(self.path),
+            facts=facts,
+            slots=self._slots,
+            context_length=context.of_slot(facts, self._wanted_context),
+            unified=self._unified,
+            memory_free=free,
+        )
         try:
             self._child.send(frame(load))
             async with trio.open_nursery() as nursery:
@@ -318,6 +321,7 @@ class Worker:
                 nursery.cancel_scope.cancel()
         finally:
             self._child = None
+            self.cached = ()
             self._requests.fail_given(WorkerFailed(f"The worker process of {self.name} ended: {ending}."))
         return self._setback or _Setback(f"its worker process ended: {ending}")
 
@@ -332,14 +336,6 @@ class Worker:
                 log.info("%s is unloaded: unused for %.0f s", self.name, keep_alive)
                 return
             await trio.sleep(max(left, 0.1))
-
-    def _context(self, facts: Facts) -> int:
-        return min(self._wanted_context or DEFAULT_CONTEXT, facts.context_length)
-
-    def _context_note(self, facts: Facts) -> str:
-        if (self._wanted_context or 0) <= facts.context_length:
-            return ""
-        return f"It was trained for a context of {facts.context_length} tokens and gets that, not {self._wanted_context}."
 
     async def _hash(self, facts: Facts, life: trio.CancelScope) -> None:
         try:
@@ -357,20 +353,21 @@ class Worker:
     def _become_ready(self) -> None:
         if self._digest is None or self._ready is None or self._facts is None or self._child is None or self._leaving:
             return
-        self.model = self._as_model(self._facts, self._digest)
+        self.model = self._as_model(self._facts, self._digest, self._ready.context_length)
         self._ready_since = trio.current_time()
         self.trouble = ""
-        self._enter(State.READY, " ".join(filter(None, (self._ready.note, self._context_note(self._facts)))))
+        notes = self._ready.note, context.warning(self._facts, self._wanted_context)
+        self._enter(State.READY, " ".join(filter(None, notes)))
         self._requests.give(self._child)
         self._tell_threads()
 
-    def _as_model(self, facts: Facts, digest: ModelDigest) -> Model:
+    def _as_model(self, facts: Facts, digest: ModelDigest, context_length: int) -> Model:
         return Model(
             name=self.name,
             aliases=self.aliases,
             digest=digest,
             size=facts.size,
-            context_length=self._context(facts),
+            context_length=context_length,
             slots=self._slots,
         )
 
@@ -387,6 +384,8 @@ class Worker:
                 self._last_step = message
                 for number, event in message.events:
                     self._requests.hear(number, event, self._child)
+            case Cached():
+                self.cached = message.chains
             case _:
                 assert_never(message)
 

@@ -47,8 +47,9 @@ def write(
     name: str,
     template: str | None = CHATML,
     temperature: float | None = None,
+    packing: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0,
 ) -> None:
-    """Write `weights` as Q8_0 (norms as F32). The output matrix is the embedding, so it is not in the file.
+    """Write `weights`, packed as Q8_0 or Q4_0 (norms as F32). The output matrix is the embedding, so it is not in the file.
 
     `temperature` is what a worker takes where a request names none.
     """
@@ -67,10 +68,10 @@ def write(
     writer.add_rope_dimension_count(shape.head_width)
     writer.add_rope_freq_base(ROPE_BASE)
     writer.add_vocab_size(len(tokenizer.tokens))
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{packing.name}"])
     _add_tokenizer(writer, tokenizer, template)
     for tensor, values in weights.items():
-        _add_tensor(writer, tensor, np.ascontiguousarray(values, dtype=np.float32))
+        _add_tensor(writer, tensor, np.ascontiguousarray(values, dtype=np.float32), packing)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -92,12 +93,11 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, template: str 
         writer.add_chat_template(template)
 
 
-def _add_tensor(writer: gguf.GGUFWriter, name: str, values: NDArray[np.float32]) -> None:
+def _add_tensor(writer: gguf.GGUFWriter, name: str, values: NDArray[np.float32], packing: gguf.GGMLQuantizationType) -> None:
     if values.ndim == 1:
         writer.add_tensor(name, values)
     else:
-        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(name, gguf.quants.quantize(values, packing), raw_dtype=packing)
 
 
 def random_weights(shape: Shape, vocabulary: int, seed: int) -> Weights:

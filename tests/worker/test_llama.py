@@ -13,11 +13,13 @@ import time
 from meshnode.errors import ConfigurationError
 from meshnode.inference import Chunk
 from meshnode.worker import machine
-from meshnode.worker.engine import Engine, Job, Span
+from meshnode.worker.engine import Engine
 from meshnode.worker.gguf import read_facts
+from meshnode.worker.job import Job
 from meshnode.worker.llama import LlamaRuntime, gpus
 from meshnode.worker.prompt import Tokenizer
 from meshnode.worker.protocol import Region
+from meshnode.worker.runtime import Span
 from meshnode.worker.sampling import Sampler
 
 DEMO = Path(__file__).parents[2] / "meshnode/data/demo.gguf"

@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @asynccontextmanager
 async def serving(folder: Path, *given: tuple[str, Path]) -> AsyncIterator[Models]:
     cache = folder.parent / "cache"
-    served = Models(given, [folder], cache_dir=cache, slots=2, context_length=512, keep_alive=300)
+    served = Models(given, [folder], cache_dir=cache, slots=2, context_length=512, unified=True, keep_alive=300)
 
     async def run() -> None:
         await served.run(on_change=lambda: None)

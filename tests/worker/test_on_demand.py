@@ -16,7 +16,7 @@ from worker.asking import answer, ask, events_of, gone, running, wait_for
 
 from meshnode.errors import ModelUnavailable, WorkerFailed
 from meshnode.inference import Chunk, Phase, Progress, Sampling
-from meshnode.worker import machine, room, supervisor
+from meshnode.worker import machine, requests, room, supervisor
 from meshnode.worker.digest import digest_of
 from meshnode.worker.gguf import read_facts
 from meshnode.worker.known import Known
@@ -50,7 +50,7 @@ async def test_a_request_loads_the_model_and_is_told_of_it(make: Make) -> None:
 
 
 async def test_who_waits_for_long_is_told_again_and_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "PROGRESS_S", 0.02)
+    monkeypatch.setattr(requests, "PROGRESS_S", 0.02)
     async with running(make()) as worker:
         events = await events_of(worker, ask())
 
