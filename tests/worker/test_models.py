@@ -161,8 +161,10 @@ async def test_a_model_is_found_by_its_name_and_loaded_and_unloaded_by_hand(fold
         assert worker is not None
         assert served.find("tiny") is worker
         assert served.find("other") is None
+        told = served.records()
         worker.wake()
         await wait_for(lambda: worker.state is State.READY)
+        assert served.records() == told  # loading it is no news but of its state
         assert worker.unload()
         await wait_for(lambda: worker.pid is None)
         assert states(served) == {"tiny": "available"}
