@@ -14,6 +14,8 @@ of P tokens can be answered with at most `context_length` - P tokens.
 
 Nothing here knows llama.cpp, sockets or the wall clock. What a step brings is a list of (stream, event); an exception in place of
 an event is the end of that stream alone. What the runtime raises is nobody's in particular and ends the process.
+
+A job with a constraint (a grammar) ends also where the constraint lets nothing follow, be it with or without a last token.
 """
 
 from collections import deque
@@ -21,10 +23,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from meshnode.errors import ContextTooLong, InternalError, MeshnodeError, Overloaded
+import msgspec
+
+from meshnode.errors import ContextTooLong, InternalError, InvalidRequest, MeshnodeError, Overloaded
 from meshnode.inference import Chunk, End, Event, Finish, Phase, Progress, Timings, TokenLogprob, Usage
 from meshnode.worker.logprobs import of_token
-from meshnode.worker.sampling import Logits, Sampler
+from meshnode.worker.sampling import Constraint, Logits, Sampler
 from meshnode.worker.text import Text
 
 MAX_WAITING = 64
@@ -85,6 +89,8 @@ class Job:
     stops: tuple[str, ...] = ()
     logprobs: int | None = None
     """How many alternatives are wanted beside each token's log-probability; None: not even that."""
+    constraint: Constraint | None = None
+    """What the answer must follow; of this job alone, for it changes with every token."""
 
 
 @dataclass(eq=False)
@@ -235,30 +241,36 @@ class Engine:
         """Draw the next token of `stream`. A bug in here is that stream's alone."""
         try:
             return self._draw(stream, logits, now)
+        except MeshnodeError as error:
+            self._retire(stream)
+            return [(stream.job.stream, error)]
         except Exception as error:
             self._retire(stream)
             return [(stream.job.stream, InternalError(f"The worker failed to draw a token: {type(error).__name__}."))]
 
     def _draw(self, stream: _Stream, logits: Logits, now: float) -> list[Happening]:
-        token = stream.job.sampler.draw(logits, stream.drawn, stream.tokens)
+        token = _next_token(stream, logits)
         if not stream.decoding:
             stream.first = now
+        if token is None:
+            return self._finished(stream, Chunk(choice=stream.job.sampler.choice, text="", finish=Finish.STOP), now)
         stream.tokens.append(token)
         stream.drawn += 1
         ended = self._runtime.ends(token)
-        text = "" if ended else stream.text.push(self._runtime.piece(token))
-        finish: Finish | None = None
-        if ended or stream.text.stopped:
-            finish = Finish.STOP
-        elif stream.drawn >= stream.limit:
-            finish = Finish.LENGTH
-        choice, logprobs = stream.job.sampler.choice, () if ended else self._logprobs(stream.job, logits, token)
-        if finish is None:
-            return [(stream.job.stream, Chunk(choice=choice, text=text, token_ids=(token,), logprobs=logprobs))]
-        text += stream.text.finish()
+        chunk = Chunk(
+            choice=stream.job.sampler.choice,
+            text="" if ended else stream.text.push(self._runtime.piece(token)),
+            token_ids=(token,),
+            finish=_finish(stream, ended=ended),
+            logprobs=() if ended else self._logprobs(stream.job, logits, token),
+        )
+        return [(stream.job.stream, chunk)] if chunk.finish is None else self._finished(stream, chunk, now)
+
+    def _finished(self, stream: _Stream, last: Chunk, now: float) -> list[Happening]:
+        """With what was held back, in case that it was a stop string."""
+        last = msgspec.structs.replace(last, text=last.text + stream.text.finish())
         self._retire(stream)
-        chunk = Chunk(choice=choice, text=text, token_ids=(token,), finish=finish, logprobs=logprobs)
-        return [(stream.job.stream, chunk), (stream.job.stream, self._end(stream, now))]
+        return [(stream.job.stream, last), (stream.job.stream, self._end(stream, now))]
 
     def _logprobs(self, job: Job, logits: Logits, token: int) -> tuple[TokenLogprob, ...]:
         return () if job.logprobs is None else (of_token(logits, token, job.logprobs, self._runtime.piece),)
@@ -276,6 +288,28 @@ class Engine:
         """Free the slot; it keeps what its KV cache holds, which is all but a token drawn last."""
         self._active.remove(stream)
         self._idle[stream.slot] = stream.tokens[:-1] if stream.decoding else stream.tokens
+
+
+def _next_token(stream: _Stream, logits: Logits) -> int | None:
+    """Drawn, and told to the constraint; None when the answer can only end."""
+    sampler, constraint = stream.job.sampler, stream.job.constraint
+    if constraint is None:
+        return sampler.draw(logits, stream.drawn, stream.tokens)
+    token = sampler.draw_within(constraint, logits, stream.drawn, stream.tokens)
+    if token is not None:
+        constraint.accept(token)
+    elif not constraint.complete:
+        raise InvalidRequest(
+            "The grammar or schema asks for what no token of this model can begin here.", param="response_format"
+        )
+    return token
+
+
+def _finish(stream: _Stream, *, ended: bool) -> Finish | None:
+    constraint = stream.job.constraint
+    if ended or stream.text.stopped or (constraint is not None and constraint.final):
+        return Finish.STOP
+    return Finish.LENGTH if stream.drawn >= stream.limit else None
 
 
 def _common(tokens: Sequence[int], prompt: Sequence[int], limit: int) -> int:
