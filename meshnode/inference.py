@@ -18,6 +18,8 @@ MAX_TOP_LOGPROBS = 20
 """OpenAI's bound."""
 MAX_TOKEN_TEXT = 256
 """Bytes of a token's text beside its log-probability; longer ones, runs of blanks mostly, are cut. So twenty fit into a frame."""
+MAX_SCHEMA = 64 * 1024
+"""Bytes of a schema or a grammar (security rule 15): ten times what people write."""
 LOWEST_LOGPROB = -9999.0
 """OpenAI's number for what is next to impossible: JSON has no infinity."""
 
@@ -91,7 +93,7 @@ class Logprobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """`kind` is text, json_object or json_schema; `schema` is JSON text."""
+    """`kind` is text, json_object, json_schema or grammar; `schema` is the schema as JSON text, or the grammar in GBNF."""
 
     kind: str = "text"
     schema: str | None = None

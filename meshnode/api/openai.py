@@ -59,6 +59,8 @@ class _Body(Fields, frozen=True, kw_only=True):
     tools: msgspec.Raw = _ABSENT
     tool_choice: msgspec.Raw = _ABSENT
     response_format: _Format | None = None
+    grammar: str | None = None
+    """llama-server's."""
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
@@ -82,7 +84,7 @@ def chat_request(body: bytes, *, request_id: str) -> ChatRequest:
         n=asked.n or 1,
         tools=_json_text(asked.tools, list[_Object] | None, "tools"),
         tool_choice=_json_text(asked.tool_choice, str | _Object | None, "tool_choice"),
-        response_format=_response_format(asked.response_format),
+        response_format=_response_format(asked.response_format, asked.grammar),
         logprobs=_logprobs(asked),
     )
     usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
@@ -152,15 +154,15 @@ def _content(content: str | list[_Part] | None, place: str) -> str:
     return "\n".join(texts)
 
 
-def _json_text(raw: msgspec.Raw, kind: object, place: str) -> str | None:
+def _json_text(raw: msgspec.Raw, kind: object, place: str, *, limit: int = _MAX_JSON_TEXT) -> str | None:
     """JSON text as it came, for the worker to read; None when it says nothing.
 
     The decoder passes over raw JSON without a look at its strings, so it is decoded here once, to be sure that the worker can.
     """
     if not bytes(raw):
         return None
-    if len(bytes(raw)) > _MAX_JSON_TEXT:
-        raise InvalidRequest(f"`{place}` is larger than {_MAX_JSON_TEXT} bytes.", param=place)
+    if len(bytes(raw)) > limit:
+        raise InvalidRequest(f"`{place}` is larger than {limit} bytes.", param=place)
     try:
         value = msgspec.json.decode(raw, type=kind)
     except (ValueError, RecursionError) as error:
@@ -168,14 +170,26 @@ def _json_text(raw: msgspec.Raw, kind: object, place: str) -> str | None:
     return bytes(raw).decode().strip() if value else None
 
 
-def _response_format(asked: _Format | None) -> inference.ResponseFormat:
+def _response_format(asked: _Format | None, grammar: str | None) -> inference.ResponseFormat:
+    if grammar:
+        return _grammar(grammar, asked)
     if asked is None:
         return inference.ResponseFormat()
     place = "response_format.json_schema.schema"
-    schema = _json_text(asked.json_schema.schema, _Object | None, place) if asked.json_schema else None
+    schema = None
+    if asked.type == "json_schema" and asked.json_schema:
+        schema = _json_text(asked.json_schema.schema, _Object | None, place, limit=inference.MAX_SCHEMA)
     if asked.type == "json_schema" and schema is None:
-        raise InvalidRequest(f"`{place}` is missing.", param=place)
+        raise InvalidRequest(f"`{place}` is missing or empty.", hint="For any object, ask for `json_object`.", param=place)
     return inference.ResponseFormat(kind=asked.type, schema=schema)
+
+
+def _grammar(grammar: str, asked: _Format | None) -> inference.ResponseFormat:
+    if asked is not None and asked.type != "text":
+        raise InvalidRequest("An answer follows either `grammar` or `response_format`, not both.", param="grammar")
+    if len(grammar.encode()) > inference.MAX_SCHEMA:
+        raise InvalidRequest(f"`grammar` is larger than {inference.MAX_SCHEMA} bytes.", param="grammar")
+    return inference.ResponseFormat(kind="grammar", schema=grammar)
 
 
 def _logprobs(asked: _Body) -> inference.Logprobs | None:

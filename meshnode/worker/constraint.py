@@ -1,8 +1,9 @@
 """An answer held to a grammar: which tokens may come next, token by token."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +61,8 @@ class Grammars:
         self._vocabulary = vocabulary
         self._kept: OrderedDict[str, Masks] = OrderedDict()
 
-    def constraint(self, grammar: str) -> "Constraint":
-        """For one answer. Raises GrammarError, or InvalidRequest for one that is too ambiguous from the start."""
+    def constraints(self, grammar: str) -> "Callable[[], Constraint]":
+        """What makes one for each answer. Raises GrammarError, or InvalidRequest for one that is too ambiguous from the start."""
         masks = self._kept.pop(grammar, None)
         if masks is None or masks.automaton.full:
             with _explained():
@@ -69,7 +70,7 @@ class Grammars:
         self._kept[grammar] = masks
         if len(self._kept) > MAX_AUTOMATA:
             self._kept.popitem(last=False)
-        return Constraint(masks, self._vocabulary)
+        return partial(Constraint, masks, self._vocabulary)
 
 
 class Constraint:

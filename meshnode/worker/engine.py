@@ -89,8 +89,8 @@ class Job:
     stops: tuple[str, ...] = ()
     logprobs: int | None = None
     """How many alternatives are wanted beside each token's log-probability; None: not even that."""
-    constraint: Constraint | None = None
-    """What the answer must follow; of this job alone, for it changes with every token."""
+    constraint: Callable[[], Constraint] | None = None
+    """Makes what the answer must follow; it changes with every token."""
 
 
 @dataclass(eq=False)
@@ -99,6 +99,7 @@ class _Stream:
     limit: int
     submitted: float
     text: Text
+    constraint: Constraint | None
     tokens: list[int] = field(default_factory=list)
     """In the KV cache, plus the newest drawn one once decoding."""
     slot: int = -1
@@ -159,7 +160,8 @@ class Engine:
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests are waiting already.", retry_after=5)
         limit = room if job.max_tokens is None else min(room, job.max_tokens)
-        self._waiting.append(_Stream(job=job, limit=limit, submitted=self._clock(), text=Text(job.stops)))
+        constraint = job.constraint() if job.constraint else None
+        self._waiting.append(_Stream(job, limit, self._clock(), text=Text(job.stops), constraint=constraint))
 
     def cancel(self, stream: int) -> None:
         """Take `stream` out before the next step; an unknown one is gone already."""
@@ -292,7 +294,7 @@ class Engine:
 
 def _next_token(stream: _Stream, logits: Logits) -> int | None:
     """Drawn, and told to the constraint; None when the answer can only end."""
-    sampler, constraint = stream.job.sampler, stream.job.constraint
+    sampler, constraint = stream.job.sampler, stream.constraint
     if constraint is None:
         return sampler.draw(logits, stream.drawn, stream.tokens)
     token = sampler.draw_within(constraint, logits, stream.drawn, stream.tokens)
@@ -306,7 +308,7 @@ def _next_token(stream: _Stream, logits: Logits) -> int | None:
 
 
 def _finish(stream: _Stream, *, ended: bool) -> Finish | None:
-    constraint = stream.job.constraint
+    constraint = stream.constraint
     if ended or stream.text.stopped or (constraint is not None and constraint.final):
         return Finish.STOP
     return Finish.LENGTH if stream.drawn >= stream.limit else None

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from meshnode.worker.utf8 import MAX_CODE_POINT, Ranges, complement
 
-MAX_GRAMMAR = 64 * 1024
-"""Bytes of GBNF. Grammars that people write have some hundreds."""
+MAX_GRAMMAR = 512 * 1024
+"""Bytes of GBNF. Grammars that people write have some hundreds; one made from a schema is several times as long as that."""
 MAX_DEPTH = 64
 """Of parentheses."""
 MAX_REPETITIONS = 32 * 1024
@@ -85,10 +85,10 @@ _ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]"
 _TIMES: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 
 
-def wrong(text: str, at: int, reason: str, rule: str = "") -> GrammarError:
+def wrong(text: str, at: int, reason: str, rule: str = "", *, kind: type[GrammarError] = GrammarError) -> GrammarError:
     """The error for what stands at this index of `text`."""
     line = text.count("\n", 0, at) + 1
-    return GrammarError(reason, line=line, column=at - (text.rfind("\n", 0, at) + 1) + 1, rule=rule)
+    return kind(reason, line=line, column=at - (text.rfind("\n", 0, at) + 1) + 1, rule=rule)
 
 
 class _Parser:

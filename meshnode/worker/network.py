@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import assert_never
 
-from meshnode.worker.gbnf import ROOT, Choice, Class, Item, Reference, Repeat, Rule, Text, rules, wrong
+from meshnode.worker.gbnf import ROOT, Choice, Class, GrammarError, Item, Reference, Repeat, Rule, Text, rules, wrong
 from meshnode.worker.utf8 import Ranges, byte_ranges
 
 MAX_NODES = 32 * 1024
 """Of a network: some 5 MB."""
+
+
+class Endless(GrammarError):
+    """A rule that can begin with itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,9 @@ class _Compiler:
         except CycleError as error:
             named = [index for index in error.args[1] if index < len(self._rules)]
             rule = self._rules[min(named)] if named else self._now
-            raise wrong(self._text, rule.at, f"the rule `{rule.name[:64]}` can begin with itself", rule.name) from None
+            raise wrong(
+                self._text, rule.at, f"the rule `{rule.name[:64]}` can begin with itself", rule.name, kind=Endless
+            ) from None
 
 
 class _Beginnings:

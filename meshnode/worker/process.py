@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, assert_never
 
@@ -23,6 +24,8 @@ import msgspec
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
 from meshnode.inference import MAX_BIASES, MAX_TOP_LOGPROBS, Event, Message, Request, Sampling
 from meshnode.worker import confinement, sampling
+from meshnode.worker.answer_format import constraints_of
+from meshnode.worker.constraint import Grammars
 from meshnode.worker.engine import Engine, Happening, Job
 from meshnode.worker.gguf import Facts
 from meshnode.worker.llama import LlamaRuntime
@@ -31,6 +34,7 @@ from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
 from meshnode.worker.prompt import Tokenizer
 from meshnode.worker.protocol import Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
 from meshnode.worker.renderer import CHATML, Renderer
+from meshnode.worker.vocabulary import Vocabulary
 
 _RECEIVE = 256 * 1024
 _END_OF_TURN = "<|im_end|>"
@@ -75,6 +79,7 @@ class _Model:
         self._facts = facts
         self._ending = runtime.ending()
         self._vocabulary = runtime.vocabulary()
+        self._runtime = runtime
         self._render = renderer.render
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
         # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
@@ -91,7 +96,14 @@ class _Model:
             max_tokens=request.sampling.max_tokens,
             stops=request.sampling.stop + self._stops,
             logprobs=request.logprobs.top if request.logprobs else None,
+            constraint=constraints_of(request.response_format, self._grammars),
         )
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        """Made when first asked for: to read all tokens takes half a second with the largest vocabularies."""
+        runtime = self._runtime
+        return Grammars(Vocabulary([runtime.piece(token) for token in range(runtime.vocabulary())], runtime.ending()))
 
 
 def check(request: Request) -> None:
@@ -99,7 +111,6 @@ def check(request: Request) -> None:
     unsupported = {
         "n": request.n > 1,
         "tools": request.tools is not None or any(map(_uses_tools, request.messages)),
-        "response_format": request.response_format.kind != "text",
         "resume": request.resume is not None,
     }
     asked = request.sampling

@@ -59,6 +59,15 @@ def grammar_of(text: str) -> tuple[str, Mapping[str, str]]:
     return _Converter(schema).grammar()
 
 
+def any_object() -> str:
+    """The grammar of JSON objects of any content."""
+    return _text({"root": "object", **RULES})
+
+
+def _text(rules: Mapping[str, str]) -> str:
+    return "".join(f"{name} ::= {body}\n" for name, body in rules.items())
+
+
 class _Converter:
     def __init__(self, root: Value) -> None:
         self._root = root
@@ -75,8 +84,7 @@ class _Converter:
         while self._pending:
             name, schema, at = self._pending.pop()
             self._rules[name] = self._visit(schema, at, 0)
-        rules = {"root": root, **self._rules, **RULES}
-        return "".join(f"{name} ::= {body}\n" for name, body in rules.items()), self._pointers
+        return _text({"root": root, **self._rules, **RULES}), self._pointers
 
     def _visit(self, schema: Value, at: str, depth: int) -> str:
         """The item of a grammar for `schema`, mostly the name of a rule."""

@@ -28,6 +28,10 @@ def grammars() -> Grammars:
     return Grammars(Vocabulary(PIECES, {END}))
 
 
+def new(grammar: str) -> Constraint:
+    return grammars().constraints(grammar)()
+
+
 def token(text: str) -> int:
     return PIECES.index(text.encode())
 
@@ -44,16 +48,16 @@ def follow(held: Constraint, *texts: str) -> Constraint:
 
 
 def test_only_tokens_that_go_on_are_allowed_and_the_end_only_where_it_is_one() -> None:
-    held = grammars().constraint(LISTS)
+    held = new(LISTS)
 
     assert [PIECES[each].decode("utf-8", "replace") for each in allowed(held)] == ["a", "[", "[[", "[a", "世", "�", "a" * 16]
     assert END in allowed(follow(held, "a"))
-    assert END not in allowed(follow(grammars().constraint(LISTS), "["))
+    assert END not in allowed(follow(new(LISTS), "["))
     assert not held.final
 
 
 def test_a_character_may_come_in_two_tokens() -> None:
-    held = grammars().constraint(LISTS)
+    held = new(LISTS)
     first, second = PIECES.index("世".encode()[:1]), PIECES.index("世".encode()[1:])
     held.accept(first)
 
@@ -67,7 +71,7 @@ def test_a_character_may_come_in_two_tokens() -> None:
 
 @given(st.lists(st.integers(0, END), max_size=12), st.sampled_from([LISTS, DOUBLING, 'root ::= ("ab" | "a" | "b" "a")* "世"?']))
 def test_all_tokens_at_once_are_those_one_by_one(wanted: Sequence[int], grammar: str) -> None:
-    held = grammars().constraint(grammar)
+    held = new(grammar)
     for each in wanted:
         one_by_one = [token for token in range(len(PIECES)) if held.allows(token)]
         assert allowed(held) == one_by_one
@@ -76,7 +80,7 @@ def test_all_tokens_at_once_are_those_one_by_one(wanted: Sequence[int], grammar:
 
 
 def test_a_token_that_does_not_fit_is_not_accepted() -> None:
-    held = grammars().constraint(LISTS)
+    held = new(LISTS)
     for wrong in (token("]"), token(""), END):
         with pytest.raises(InvalidRequest, match="does not follow the grammar"):
             held.accept(wrong)
@@ -88,36 +92,36 @@ def test_a_token_that_does_not_fit_is_not_accepted() -> None:
 
 def test_answers_by_the_same_grammar_share_what_was_found_out_and_nothing_else() -> None:
     shared = grammars()
-    one, other = shared.constraint(LISTS), shared.constraint(LISTS)
+    one, other = shared.constraints(LISTS)(), shared.constraints(LISTS)()
     follow(one, "[", "a")
 
     assert one._masks is other._masks
-    assert allowed(other) == allowed(grammars().constraint(LISTS))
+    assert allowed(other) == allowed(new(LISTS))
 
 
 def test_only_so_many_grammars_are_kept() -> None:
     shared = grammars()
     for count in range(MAX_AUTOMATA + 5):
-        shared.constraint(f'root ::= "a"{{{count}}}')
+        shared.constraints(f'root ::= "a"{{{count}}}')
 
     assert len(shared._kept) == MAX_AUTOMATA
 
 
 def test_a_full_automaton_is_left_for_an_empty_one_with_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = follow(grammars().constraint(LISTS), "[[", "[a", ",")
+    plain = follow(new(LISTS), "[[", "[a", ",")
     monkeypatch.setattr(automaton, "MAX_STATES", 3)
     shared = grammars()
-    moved = follow(shared.constraint(LISTS), "[[", "[a", ",")
+    moved = follow(shared.constraints(LISTS)(), "[[", "[a", ",")
 
     assert len(moved._masks.automaton._states) < 3
     assert allowed(moved) == allowed(plain)
     assert allowed(follow(moved, "a]]", "]")) == allowed(follow(plain, "a]]", "]")) == [END]
-    assert shared.constraint(LISTS)._masks is shared.constraint(LISTS)._masks
+    assert shared.constraints(LISTS)()._masks is shared.constraints(LISTS)()._masks
 
 
 def test_places_that_double_with_every_token_are_bounded() -> None:
     """llama.cpp's own grammars take seconds for the 14th bracket of the like, and four times as long for every further one."""
-    held = grammars().constraint(DOUBLING)
+    held = new(DOUBLING)
     began = time.process_time()
     with pytest.raises(InvalidRequest, match="does not follow"):
         follow(held, *["["] * 1000)
@@ -131,7 +135,7 @@ def test_places_that_double_with_every_token_are_bounded() -> None:
 
 
 def test_depth_is_bounded() -> None:
-    held = grammars().constraint('root ::= "[" root "]" | "b"')
+    held = new('root ::= "[" root "]" | "b"')
     with pytest.raises(InvalidRequest):
         follow(held, *["["] * 10_000)
 
@@ -140,7 +144,7 @@ def test_depth_is_bounded() -> None:
 
 def test_an_answer_may_take_so_much_work_and_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constraint, "GRANT", 50)
-    held = grammars().constraint("root ::= " + "[a-c]? " * 60)
+    held = new("root ::= " + "[a-c]? " * 60)
 
     with pytest.raises(InvalidRequest, match="too many possibilities"):
         allowed(held)
@@ -152,7 +156,7 @@ def test_a_grammar_that_is_too_much_from_the_start_is_refused() -> None:
     )
 
     with pytest.raises(InvalidRequest, match="too many possibilities"):
-        grammars().constraint(doubling)
+        new(doubling)
 
 
 @given(
@@ -161,7 +165,7 @@ def test_a_grammar_that_is_too_much_from_the_start_is_refused() -> None:
 )
 def test_tokens_are_accepted_where_their_text_is(parts: list[str], words: list[str]) -> None:
     grammar = "root ::= " + " ".join(re.sub(r"([ab])", r'"\1" ', part) for part in parts) + "\n"
-    held = grammars().constraint(grammar)
+    held = new(grammar)
     fits = True
     for word in words:
         fits = fits and held.allows(token(word))

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from meshnode.errors import InvalidRequest, RequestError, Unsupported
-from meshnode.inference import MAX_BIASES, Bias, Logprobs, Message, Request, ResponseFormat, Resume, Sampling
+from meshnode.inference import MAX_BIASES, Bias, Logprobs, Message, Request, Resume, Sampling
 from meshnode.worker.engine import Engine, Job, Runtime
 from meshnode.worker.gguf import Facts
 from meshnode.worker.penalties import Penalties
@@ -49,7 +49,6 @@ def test_a_plain_request_passes() -> None:
         ("tools", {"tools": "[]"}),
         ("tools", {"messages": (Message(role="tool", content="1", tool_call_id="c"),)}),
         ("tools", {"messages": (Message(role="assistant", content="", tool_calls="[]"),)}),
-        ("response_format", {"response_format": ResponseFormat(kind="json_object")}),
         ("resume", {"resume": Resume(token_ids=(), emitted_chars=0)}),
     ],
 )
