@@ -5,6 +5,7 @@ events: any number of `Progress` and `Chunk`, then one `End`; a failure is an ex
 The types are msgspec structs because they cross process and machine borders; unknown fields of a newer peer are ignored.
 """
 
+import base64
 from enum import IntEnum, StrEnum
 from typing import Annotated
 
@@ -18,6 +19,8 @@ MAX_TOP_LOGPROBS = 20
 """OpenAI's bound."""
 MAX_TOKEN_TEXT = 256
 """Bytes of a token's text beside its log-probability; longer ones, runs of blanks mostly, are cut. So twenty fit into a frame."""
+MAX_INPUTS = 2048
+"""Texts in one request for embeddings; OpenAI's bound."""
 MAX_SCHEMA = 64 * 1024
 """Bytes of a schema or a grammar (security rule 15): ten times what people write."""
 LOWEST_LOGPROB = -9999.0
@@ -130,6 +133,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     worker_deaths: int = 0
     """How many workers died under it (security rule 15)."""
     resume: Resume | None = None
+    inputs: Annotated[tuple[str, ...], Meta(max_length=MAX_INPUTS)] | None = None
+    """Texts to embed; then there are no messages. Choice i of the answer is the vector of text i, see `vector_text`."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -200,3 +205,11 @@ class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end")
 
 
 Event = Progress | Chunk | End
+
+
+def vector_text(values: bytes) -> str:
+    """A vector as the text of an answer: base64 of its little-endian single-precision numbers, as OpenAI's API shows it.
+
+    So embeddings take the way of all answers, with the same credit, limits and failover, for a third more bytes.
+    """
+    return base64.b64encode(values).decode()

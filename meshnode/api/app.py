@@ -45,6 +45,7 @@ class Route:
 
 ROUTES = (
     Route("POST", "/v1/chat/completions", handlers.chat_completions),
+    Route("POST", "/v1/embeddings", handlers.embeddings),
     Route("GET", "/v1/models", handlers.models),
     Route("GET", "/v1/models/{id}", handlers.model),
     Route("GET", "/healthz", handlers.healthz),

@@ -5,7 +5,7 @@ fields are ignored, as the API promises; known ones that would change the answer
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -16,6 +16,7 @@ from meshnode.api.sampling import Fields, sampling
 from meshnode.errors import InvalidRequest, MeshnodeError, Unsupported
 from meshnode.names import printable
 
+T = TypeVar("T")
 _Object = dict[str, object]
 _ABSENT = msgspec.Raw()
 
@@ -75,7 +76,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def chat_request(body: bytes, *, request_id: str) -> ChatRequest:
     """Raises InvalidRequest or Unsupported, whose `param` names the field."""
-    asked = _decode(body)
+    asked = decoded(_DECODER, body)
     request = inference.Request(
         id=request_id,
         model=asked.model,
@@ -101,9 +102,10 @@ _AT = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 _FIELD = re.compile(r"required field `(\w+)`")
 
 
-def _decode(body: bytes) -> _Body:
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """A request's body. Raises InvalidRequest that names the field."""
     try:
-        return _DECODER.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _named(str(error)) from None
     except (ValueError, RecursionError) as error:

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, assert_never
@@ -26,6 +26,7 @@ from meshnode.inference import MAX_BIASES, MAX_TOP_LOGPROBS, Event, Message, Req
 from meshnode.worker import confinement, sampling
 from meshnode.worker.answer_format import constraints_of
 from meshnode.worker.constraint import Grammars
+from meshnode.worker.embedding import Embedder
 from meshnode.worker.engine import Engine, Happening, Job
 from meshnode.worker.gguf import Facts
 from meshnode.worker.llama import LlamaRuntime
@@ -80,6 +81,8 @@ class _Model:
         self._ending = runtime.ending()
         self._vocabulary = runtime.vocabulary()
         self._runtime = runtime
+        self.embedder: Embedder | None = None
+        """Made when first asked for: it takes memory of its own."""
         self._render = renderer.render
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
         # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
@@ -99,6 +102,30 @@ class _Model:
             constraint=constraints_of(request.response_format, self._grammars),
         )
 
+    def embed(self, stream: int, request: Request, inputs: Sequence[str]) -> None:
+        """Queue texts to embed. Raises a MeshnodeError, also where the model cannot."""
+        check(request)
+        if self.embedder is None:
+            self._embedding = self._runtime.embedding()
+            self.embedder = Embedder(self._embedding)
+        self.embedder.submit(stream, [self._embedding.tokenize(text) for text in inputs])
+
+    @property
+    def busy(self) -> bool:
+        return self.engine.busy or (self.embedder is not None and self.embedder.busy)
+
+    def step(self) -> list[Happening]:
+        """Of the answers, then of the texts to embed."""
+        happened = self.engine.step() if self.engine.busy else []
+        if self.embedder is not None and self.embedder.busy:
+            happened += self.embedder.step()
+        return happened
+
+    def cancel(self, stream: int) -> None:
+        self.engine.cancel(stream)
+        if self.embedder is not None:
+            self.embedder.cancel(stream)
+
     @cached_property
     def _grammars(self) -> Grammars:
         """Made when first asked for: to read all tokens takes half a second with the largest vocabularies."""
@@ -116,7 +143,7 @@ def check(request: Request) -> None:
     asked = request.sampling
     invalid = {
         "n": request.n < 1,
-        "messages": not request.messages,
+        "messages": bool(request.messages) == (request.inputs is not None),
         "temperature": asked.temperature is not None and not asked.temperature >= 0,
         "top_p": asked.top_p is not None and not 0 < asked.top_p <= 1,
         "top_k": asked.top_k is not None and asked.top_k < 0,
@@ -177,13 +204,13 @@ def _first(*values: Number | None) -> Number:
     return next(value for value in values if value is not None)
 
 
-def _queue(commands: list[ToChild], waiting: dict[int, Submit], engine: Engine) -> None:
-    """Carry out what is cheap: requests join `waiting`, by stream, and cancelled ones leave it or the engine."""
+def _queue(commands: list[ToChild], waiting: dict[int, Submit], model: _Model) -> None:
+    """Carry out what is cheap: requests join `waiting`, by stream, and cancelled ones leave it or the model."""
     for command in commands:
         match command:
             case Cancel(stream=stream):
                 if waiting.pop(stream, None) is None:
-                    engine.cancel(stream)
+                    model.cancel(stream)
             case Submit(stream=stream):
                 waiting[stream] = command
             case Load():
@@ -195,7 +222,10 @@ def _queue(commands: list[ToChild], waiting: dict[int, Submit], engine: Engine) 
 def _take(submit: Submit, model: _Model) -> list[Happening]:
     """Prepare a request for the engine; what that brings at once is its refusal."""
     try:
-        model.engine.submit(model.job(submit.stream, submit.request))
+        if submit.request.inputs is not None:
+            model.embed(submit.stream, submit.request, submit.request.inputs)
+        else:
+            model.engine.submit(model.job(submit.stream, submit.request))
     except MeshnodeError as error:
         return [(submit.stream, error)]
     except Exception as error:
@@ -209,12 +239,12 @@ def _serve(channel: _Channel, model: _Model) -> None:
     """Until the parent is gone."""
     waiting: dict[int, Submit] = {}
     while True:
-        _queue(channel.commands(wait=not (model.engine.busy or waiting)), waiting, model.engine)
+        _queue(channel.commands(wait=not (model.busy or waiting)), waiting, model)
         happened: list[Happening] = []
         if waiting:
             happened += _take(waiting.pop(next(iter(waiting))), model)
-        if model.engine.busy:
-            happened += model.engine.step()
+        if model.busy:
+            happened += model.step()
         if happened:
             events = tuple((stream, _told(event)) for stream, event in happened)
             engine = model.engine

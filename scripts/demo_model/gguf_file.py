@@ -47,16 +47,19 @@ def write(
     name: str,
     template: str | None = CHATML,
     temperature: float | None = None,
+    pooling: int | None = None,
 ) -> None:
     """Write `weights` as Q8_0 (norms as F32). The output matrix is the embedding, so it is not in the file.
 
-    `temperature` is what a worker takes where a request names none.
+    `temperature` is what a worker takes where a request names none, `pooling` (llama.cpp's number) how it makes embeddings.
     """
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name(name)
     writer.add_license("Apache-2.0")
     if temperature is not None:
         writer.add_sampling_temp(temperature)
+    if pooling is not None:
+        writer.add_pooling_type(gguf.PoolingType(pooling))
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)

@@ -11,16 +11,13 @@ from typing import Any
 
 import openai
 import pytest
-import trio
 
 pytest.importorskip("llama_cpp")
 
 from api.serving import FakeNode
 from api.test_openai_client import ASK, with_client
+from api.tiny_worker import tiny_worker
 from pydantic import BaseModel, Field
-from tiny_model import make_tiny_model
-
-from meshnode.worker.supervisor import State, Worker
 
 
 class Kind(StrEnum):
@@ -42,22 +39,8 @@ class Animal(BaseModel):
 
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[FakeNode]:
-    worker = Worker("m", make_tiny_model(tmp_path / "tiny.gguf"), cache_dir=tmp_path / "cache")
-    ready = trio.Event()
-
-    def changed() -> None:
-        if worker.state is State.READY:
-            ready.set()
-
-    async def run() -> None:
-        await worker.run(on_change=changed)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
-        with trio.fail_after(20):
-            await ready.wait()
+    async with tiny_worker(tmp_path) as worker:
         yield FakeNode({"holder": worker})
-        nursery.cancel_scope.cancel()
 
 
 async def test_the_client_parses_answers_into_a_model(node: FakeNode) -> None:

@@ -39,6 +39,7 @@ def refused(error: type[RequestError], **changes: object) -> str | None:
 
 def test_a_plain_request_passes() -> None:
     check(PLAIN)
+    check(msgspec.structs.replace(PLAIN, messages=(), inputs=("a",)))
     check(msgspec.structs.replace(PLAIN, sampling=Sampling(temperature=0, top_p=1, top_k=0, seed=-5, max_tokens=1, stop=("x",))))
 
 
@@ -60,6 +61,7 @@ def test_what_is_not_possible_yet_is_refused_by_name(param: str, changes: dict[s
     ("param", "changes"),
     [
         ("messages", {"messages": ()}),
+        ("messages", {"inputs": ("a text beside messages",)}),
         ("n", {"n": 0}),
         ("temperature", {"sampling": Sampling(temperature=-1)}),
         ("temperature", {"sampling": Sampling(temperature=float("nan"))}),
@@ -141,6 +143,8 @@ class CountingModel:
     def __init__(self) -> None:
         self.prepared: list[int] = []
         self.engine = Engine(cast(Runtime, OneSlot()), clock=lambda: 0.0)
+        self.busy = False
+        self.cancel = self.engine.cancel
 
     def job(self, stream: int, request: Request) -> Job:
         self.prepared.append(stream)

@@ -1,0 +1,80 @@
+"""Vectors of a real model with random weights."""
+
+from pathlib import Path
+
+import pytest
+
+np = pytest.importorskip("numpy")
+pytest.importorskip("llama_cpp")
+
+from llama_cpp import llama_cpp as c  # noqa: E402 - after the check for the extra
+from tiny_model import make_tiny_model  # noqa: E402
+
+from meshnode.errors import Unsupported  # noqa: E402
+from meshnode.worker.engine import Span  # noqa: E402
+from meshnode.worker.gguf import read_facts  # noqa: E402
+from meshnode.worker.llama import LlamaEmbedding, LlamaRuntime  # noqa: E402
+
+TEXTS = ("hello world", "the quick brown fox", "fox", "jumps over the lazy dog " * 5, "Grüße, 世界")
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> LlamaRuntime:
+    path = make_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+    return LlamaRuntime(path, read_facts(path), slots=1, context_length=512)
+
+
+@pytest.fixture(scope="module")
+def model(runtime: LlamaRuntime) -> LlamaEmbedding:
+    return runtime.embedding()
+
+
+def test_many_texts_in_one_batch_have_the_vectors_of_each_alone(model: LlamaEmbedding) -> None:
+    texts = [model.tokenize(text) for text in TEXTS]
+    alone = np.concatenate([model.embed([text]) for text in texts])
+
+    assert np.allclose(model.embed(texts), alone, atol=1e-4)
+    assert np.allclose(model.embed(texts[::-1]), alone[::-1], atol=1e-4)
+    assert not np.allclose(alone[0], alone[1], atol=1e-2)
+
+
+def test_a_text_as_long_as_the_limit_fits_and_so_do_the_most_texts(model: LlamaEmbedding) -> None:
+    token = model.tokenize("a")[0]
+
+    assert model.max_tokens == 512
+    assert model.embed([[token] * model.max_tokens]).shape == (1, 64)
+    assert model.embed([[token]] * model.sequences).shape == (model.sequences, 64)
+
+
+def test_a_model_that_says_nothing_of_pooling_gives_the_mean(model: LlamaEmbedding) -> None:
+    assert c.llama_pooling_type(model._context) == c.LLAMA_POOLING_TYPE_MEAN
+
+
+def test_answers_are_what_they_were_before(runtime: LlamaRuntime) -> None:
+    tokens = runtime.tokenize("hello world", False)
+    (before,) = (row.copy() for row in runtime.decode([Span(0, 0, tokens, True)]))
+    runtime.cut(0, 0)
+    other = runtime.embedding()
+    other.embed([other.tokenize("the fox")])
+    (after,) = (row.copy() for row in runtime.decode([Span(0, 0, tokens, True)]))
+    runtime.cut(0, 0)
+
+    assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize(("pooling", "expected"), [(2, c.LLAMA_POOLING_TYPE_CLS), (3, c.LLAMA_POOLING_TYPE_LAST)])
+def test_pooling_is_as_the_file_says(tmp_path: Path, pooling: int, expected: int) -> None:
+    model = pooled(tmp_path, pooling).embedding()
+
+    assert c.llama_pooling_type(model._context) == expected
+
+
+def test_a_model_that_ranks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="ranks texts"):
+        pooled(tmp_path, 4).embedding()
+
+
+def pooled(folder: Path, pooling: int) -> LlamaRuntime:
+    """The tiny model with one more entry in its file."""
+    path = make_tiny_model(folder / "pooled.gguf", pooling=pooling)
+    return LlamaRuntime(path, read_facts(path), slots=1, context_length=256)
