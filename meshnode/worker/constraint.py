@@ -62,11 +62,15 @@ class Grammars:
         self._kept: OrderedDict[str, Masks] = OrderedDict()
 
     def constraints(self, grammar: str) -> "Callable[[], Constraint]":
-        """What makes one for each answer. Raises GrammarError, or InvalidRequest for one that is too ambiguous from the start."""
+        """What makes one for each answer. Raises GrammarError, or InvalidRequest where nothing can be begun."""
         masks = self._kept.pop(grammar, None)
         if masks is None or masks.automaton.full:
             with _explained():
                 masks = Masks(Automaton(network(grammar)))
+            if masks.automaton.start == DEAD:
+                raise InvalidRequest(
+                    "The grammar or schema accepts no text, or has too many possibilities to begin with.", param="response_format"
+                )
         self._kept[grammar] = masks
         if len(self._kept) > MAX_AUTOMATA:
             self._kept.popitem(last=False)

@@ -52,12 +52,17 @@ def gpus() -> int:
     return sum(kind in (_GPU, _INTEGRATED_GPU) for kind in kinds)
 
 
+_CALLBACKS: list[Any] = []
+"""Never forgotten: llama.cpp calls the last one also when the runtime that set it is gone, as in tests."""
+
+
 class _Log:
     """The last complaints of llama.cpp, in place of its hundreds of lines on standard error."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=4)
         self._callback = c.llama_log_callback(self._hear)
+        _CALLBACKS.append(self._callback)
         c.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def _hear(self, level: int, text: bytes, _data: int) -> None:

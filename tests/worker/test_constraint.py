@@ -159,6 +159,14 @@ def test_a_grammar_that_is_too_much_from_the_start_is_refused() -> None:
         new(doubling)
 
 
+@pytest.mark.parametrize(
+    "grammar", [r"root ::= [^\x00-\U0010FFFF]", "root ::= " + '"a"? ' * 2000], ids=["no text", "any of 2000"]
+)
+def test_a_grammar_that_nothing_can_begin_is_refused(grammar: str) -> None:
+    with pytest.raises(InvalidRequest, match="to begin with"):
+        new(grammar)
+
+
 @given(
     st.lists(st.sampled_from(["a", "b", "(a|b)", "a*", "(ab)+", "b?", "a{2,3}", "(a|ba){0,2}"]), max_size=4),
     st.lists(st.sampled_from(["a", "b", "ab", "ba", "aab"]), max_size=5),
