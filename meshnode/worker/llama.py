@@ -88,6 +88,8 @@ class LlamaRuntime:
         self._model = self._load(path)
         self._context = self._open_context(path, facts)
         self._memory = c.llama_get_memory(self._context)
+        self.generates = bool(self._memory)
+        """Whether it writes text: one that reads it from both sides keeps no memory of it, and only makes embeddings."""
         self._vocab = c.llama_model_get_vocab(self._model)
         self._size: int = c.llama_vocab_n_tokens(self._vocab)
         self._pieces: list[bytes | None] = [None] * self._size

@@ -90,6 +90,8 @@ class _Model:
 
     def job(self, stream: int, request: Request) -> Job:
         """Raises Unsupported, InvalidRequest, or what a bug raises."""
+        if not self._runtime.generates:
+            raise Unsupported("This model makes embeddings, and writes no text.", hint="Ask /v1/embeddings.", param="model")
         check(request)
         check_bias(request.sampling, self._vocabulary)
         return Job(

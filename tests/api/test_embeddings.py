@@ -13,6 +13,7 @@ import pytest
 from api.serving import FakeNode
 from api.test_openai_client import ASK, with_client
 from api.tiny_worker import tiny_worker
+from encoder_model import WIDTH, make_encoder
 
 from meshnode.api.embeddings import Collected, EmbeddingsRequest, embeddings_request
 from meshnode.errors import InternalError, InvalidRequest
@@ -144,3 +145,15 @@ async def test_what_the_model_cannot_embed_is_a_bad_request_with_both_numbers(no
 
     assert (long.value.code, long.value.param) == ("context_length_exceeded", "input")
     assert other.value.param == "dimensions"
+
+
+async def test_a_model_that_only_embeds_does_so_and_says_that_it_writes_no_text(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+
+    def use(client: openai.OpenAI) -> list[int]:
+        with pytest.raises(openai.BadRequestError, match=r"writes no text\. Ask /v1/embeddings"):
+            client.chat.completions.create(model="m", messages=ASK)
+        return [len(each.embedding) for each in client.embeddings.create(model="m", input=["hello world", "the fox"]).data]
+
+    async with tiny_worker(tmp_path, make_encoder) as worker:
+        assert await with_client(FakeNode({"holder": worker}), use) == [WIDTH, WIDTH]

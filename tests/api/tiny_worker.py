@@ -1,6 +1,6 @@
-"""A real worker with the model of random weights, for the API's tests."""
+"""A real worker with a model of random weights, for the API's tests."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from meshnode.worker.supervisor import State, Worker
 
 
 @asynccontextmanager
-async def tiny_worker(folder: Path) -> AsyncIterator[Worker]:
+async def tiny_worker(folder: Path, make: Callable[[Path], Path] = make_tiny_model) -> AsyncIterator[Worker]:
     """Ready; it ends with the block."""
-    worker = Worker("m", make_tiny_model(folder / "tiny.gguf"), cache_dir=folder / "cache")
+    worker = Worker("m", make(folder / "tiny.gguf"), cache_dir=folder / "cache")
     ready = trio.Event()
 
     def changed() -> None:

@@ -7,7 +7,8 @@ import pytest
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
-from llama_cpp import llama_cpp as c  # noqa: E402 - after the check for the extra
+from encoder_model import CONTEXT, make_encoder  # noqa: E402 - after the check for the extra
+from llama_cpp import llama_cpp as c  # noqa: E402
 from tiny_model import make_tiny_model  # noqa: E402
 
 from meshnode.errors import Unsupported  # noqa: E402
@@ -35,6 +36,20 @@ def test_many_texts_in_one_batch_have_the_vectors_of_each_alone(model: LlamaEmbe
 
     assert np.allclose(model.embed(texts), alone, atol=1e-4)
     assert np.allclose(model.embed(texts[::-1]), alone[::-1], atol=1e-4)
+    assert not np.allclose(alone[0], alone[1], atol=1e-2)
+
+
+def test_a_model_that_reads_from_both_sides_sees_each_text_whole_and_alone(tmp_path: Path) -> None:
+    path = make_encoder(tmp_path / "encoder.gguf")
+    runtime = LlamaRuntime(path, read_facts(path), slots=1, context_length=CONTEXT)
+    model = runtime.embedding()
+    texts = [model.tokenize(text) for text in ("hello world", "world hello", "the quick brown fox " * 12, "fox [CLS]")]
+    alone = np.concatenate([model.embed([text]) for text in texts])
+
+    assert not runtime.generates
+    assert [text[0] for text in texts] == [2] * 4, "the token that a text begins with, and none from within it"
+    assert 2 not in texts[3][1:]
+    assert np.allclose(model.embed(texts), alone, atol=5e-3)
     assert not np.allclose(alone[0], alone[1], atol=1e-2)
 
 
