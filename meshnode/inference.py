@@ -12,6 +12,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+MAX_CHOICES = 8
+"""Of one request. Each takes a slot, and one client should not have them all for long: a guess."""
 MAX_BIASES = 1024
 """In one request. OpenAI takes 300; each costs every token of the answer some nanoseconds."""
 

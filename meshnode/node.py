@@ -296,7 +296,14 @@ def _workers(start: Start) -> tuple[Worker, ...]:
     sources = settings.model or (("demo", Path(str(files("meshnode") / "data" / "demo.gguf"))),)
     cache = start.data_dir.subdirectory("cache")
     return tuple(
-        Worker(name, path, cache_dir=cache, slots=settings.slots, context_length=settings.context_length)
+        Worker(
+            name,
+            path,
+            cache_dir=cache,
+            slots=settings.slots,
+            context_length=settings.context_length,
+            unified=settings.kv_unified,
+        )
         for name, path in sources
     )
 

@@ -68,7 +68,8 @@ async def embeddings(exchange: Exchange) -> AsyncIterator[Response]:
 
 
 def _served_by(answer: Answer) -> Headers:
-    return (("x-meshnode-node", header_text(answer.node)), ("x-meshnode-reason", header_text(answer.reason)))
+    resumed = (("x-meshnode-resumed", str(answer.resumed)),) if answer.resumed else ()
+    return (("x-meshnode-node", header_text(answer.node)), ("x-meshnode-reason", header_text(answer.reason)), *resumed)
 
 
 class _Waiting:
@@ -76,7 +77,12 @@ class _Waiting:
 
     def __init__(self, answer: Answer) -> None:
         self.progress: Progress | None = None
+        self._answer = answer
         self._events = answer.events
+
+    def resumed(self) -> bytes:
+        """A comment at the end: the headers had gone out long before."""
+        return b": x-meshnode-resumed: %d\n\n" % self._answer.resumed if self._answer.resumed else b""
 
     async def next_batch(self) -> tuple[Event, ...] | None:
         """None after `PATIENCE_S` without one. The wait that is then cut loses nothing: see `backend.Events`."""
@@ -107,7 +113,7 @@ async def _pieces(
             else:
                 chunks = chunks or chunks_of()
                 ended = isinstance(batch[-1], End)
-                if piece := chunks.encode(batch) + (DONE if ended else b""):
+                if piece := chunks.encode(batch) + (waiting.resumed() + DONE if ended else b""):
                     yield piece
                 if ended:
                     return

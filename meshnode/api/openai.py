@@ -56,7 +56,7 @@ class _Body(Fields, frozen=True, kw_only=True):
     messages: Annotated[list[_Message], Meta(min_length=1, max_length=_MAX_MESSAGES)]
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n: int | None = None
     tools: msgspec.Raw = _ABSENT
     tool_choice: msgspec.Raw = _ABSENT
     response_format: _Format | None = None
@@ -77,6 +77,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 def chat_request(body: bytes, *, request_id: str) -> ChatRequest:
     """Raises InvalidRequest or Unsupported, whose `param` names the field."""
     asked = decoded(_DECODER, body)
+    check_bounds("n", asked.n, Bounds(1, inference.MAX_CHOICES))
     request = inference.Request(
         id=request_id,
         model=asked.model,

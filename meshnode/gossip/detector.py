@@ -9,9 +9,9 @@ alone: `view` sees to that. Here begins what concerns everybody:
             --the wait is over, and somebody else accuses too (in a mesh of four or more)--> *down*
     refused (its link broke and its host refuses a new one): two others find the same, half a second passes --> *down*
 
-The wait is short when many accuse: max - (max - min) * log(C + 1) / log(K + 1) for C further accusers, K = min(3, N - 2) for N
-members (Lifeguard's formula, with a constant minimum: our news spreads in 0.1 s at every size). In a mesh of two there is nobody
-to ask, and our own evidence decides.
+The wait is short when many do not hear it: max - (max - min) * log(C + 1) / log(K + 1) for C others who accuse it or answered
+our probe by silence, K = min(3, N - 2) for N members (Lifeguard's formula, with a constant minimum: our news spreads in 0.1 s at
+every size). In a mesh of two there is nobody to ask, and our own evidence decides.
 
 What protects the innocent: any frame of it ends everything; three others have to be deaf as well; whoever hears it passes the
 accusation on, so that it can refute; while we suspect we ask somebody each second what he knows (`questions`); and who is slow
@@ -78,6 +78,11 @@ class Case:
     @property
     def is_heard_elsewhere(self) -> bool:
         return Found.HEARD in self.asked.values()
+
+    @property
+    def deaf(self) -> set[NodeId]:
+        """Who else does not hear it: by accusing it, or by answering our last probe."""
+        return {teller for teller, found in self.asked.items() if found in (Found.SILENT, Found.REFUSED)} | self.accusers.keys()
 
     @property
     def refused_others(self) -> int:
@@ -166,6 +171,9 @@ class Detector:
     def is_suspect(self, node: NodeId) -> bool:
         case = self._cases.get(node)
         return case is not None and case.stage == self._stage(node) and case.accuses
+
+    def accused_by_us(self) -> list[NodeId]:
+        return [node for node in self._cases if self.is_suspect(node)]
 
     def evidence(self, node: NodeId) -> str:
         """In words; empty when there is none but our own silence."""
@@ -294,7 +302,7 @@ class Detector:
 
     def _verdict_at(self, case: Case) -> float:
         most = min(PROBES, self._size() - 2)
-        share = math.log(min(len(case.accusers), most) + 1) / math.log(most + 1) if most > 0 else 1.0
+        share = math.log(min(len(case.deaf), most) + 1) / math.log(most + 1) if most > 0 else 1.0
         return case.asked_at + (SUSPICION_MAX_S - (SUSPICION_MAX_S - SUSPICION_MIN_S) * share) * self._lag.factor
 
 

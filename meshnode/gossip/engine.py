@@ -128,15 +128,14 @@ class Engine:
         )
         self._notices = Notices(self._peers, self._roster)
         self._admission = Admission(self._known, self._peers, self._roster.outsiders, add=self._notices.add)
-        self._exchange = Exchange(
-            known=known, peers=peers, links=links, roster=self._roster, notices=self._notices, lag=lag, rng=rng
-        )
+        self._exchange = Exchange(known=known, peers=peers, links=links, roster=self._roster, notices=self._notices, rng=rng)
         self._hearing = Hearing(
             known=known,
             peers=peers,
             links=links,
             agenda=self._agenda,
             dialler=dialler,
+            planner=self._planner,
             detector=detector,
             exchange=self._exchange,
             notices=self._notices,

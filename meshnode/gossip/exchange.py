@@ -10,7 +10,6 @@ from meshnode.gossip import limits, view
 from meshnode.gossip.digest import bucket_of, decode_buckets
 from meshnode.gossip.effects import LinkId
 from meshnode.gossip.knowledge import Knowledge
-from meshnode.gossip.lag import Lag
 from meshnode.gossip.link import Link
 from meshnode.gossip.notices import Notices
 from meshnode.gossip.peer import Peer
@@ -36,7 +35,6 @@ class Exchange:
         links: dict[LinkId, Link],
         roster: Roster,
         notices: Notices,
-        lag: Lag,
         rng: random.Random,
     ) -> None:
         self._known = known
@@ -44,7 +42,6 @@ class Exchange:
         self._links = links
         self._roster = roster
         self._notices = notices
-        self._lag = lag
         self._rng = rng
 
     def introduce(self, link: Link, now: float) -> None:
@@ -63,7 +60,6 @@ class Exchange:
         """We are called down or suspect, and are not: everyone is told so by a higher incarnation."""
         if not self._known.refute(epoch, incarnation):
             return False
-        self._lag.suspected(now)
         self._notices.notify("refuted", self._known.me, f"this node was suspected in incarnation {incarnation}")
         self.spread_own(now)
         return True

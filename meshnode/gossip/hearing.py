@@ -12,6 +12,7 @@ from meshnode.gossip.lag import Lag
 from meshnode.gossip.link import SILENCE_S, SILENT_CLOSE_S, Link
 from meshnode.gossip.notices import Notices
 from meshnode.gossip.peer import Peer
+from meshnode.gossip.plan import Planner
 from meshnode.names import NodeId
 from meshnode.wire.messages import Accuse, Finding, Found, Probe
 
@@ -34,6 +35,7 @@ class Hearing:
         links: dict[LinkId, Link],
         agenda: Agenda,
         dialler: Dialler,
+        planner: Planner,
         detector: Detector,
         exchange: Exchange,
         notices: Notices,
@@ -44,6 +46,7 @@ class Hearing:
         self._links = links
         self._agenda = agenda
         self._dialler = dialler
+        self._planner = planner
         self._detector = detector
         self._exchange = exchange
         self._notices = notices
@@ -60,9 +63,10 @@ class Hearing:
         self._notices.verdict(link.peer, now)
 
     def met(self, link: Link, now: float) -> None:
-        """`link` is up: its peer learns first what it has to refute."""
-        if accusation := self._detector.accusation(link.peer):
-            link.say(accusation)
+        """`link` is up: its peer learns what it has to refute, and whom else we accuse, which may be lost with an older link."""
+        for node in (link.peer, *self._detector.accused_by_us()):
+            if accusation := self._detector.accusation(node):
+                link.say(accusation)
         self.seen(link, now)
 
     def lost(self, node: NodeId, now: float) -> None:
@@ -119,6 +123,7 @@ class Hearing:
         if link.is_silent(now) and not link.silent:
             link.silent = True
             self._detector.unheard(link.peer, at=max(now, link.grace_until + SILENCE_S))
+            self._planner.soon(now)  # a new connection may get through where this one is held up
             self._notices.verdict(link.peer, now)
 
     def _finding(self, target: NodeId, now: float) -> Found:

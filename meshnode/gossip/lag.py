@@ -1,7 +1,7 @@
 """How much our own judgement of others is worth: a node that is slow itself finds everybody slow (pure; Lifeguard).
 
 Source: Dadgar, Phillips, Currey: Lifeguard: local health awareness for more accurate failure detection (2017). There the score
-grows with missed acknowledgements; here it is measured: how late our own deadlines are served.
+grows with missed acknowledgements and refuted suspicions; here it is measured: how late our own deadlines are served.
 """
 
 LATE_S = 0.5
@@ -30,7 +30,3 @@ class Lag:
         elif self._score and now >= self._better_at:
             self._score, self._better_at = self._score - 1, now + CLEAN_S
         return late > STALL_S
-
-    def suspected(self, now: float) -> None:
-        """Others suspected us, which may be our fault. It counts once: or they could make us as patient as they like."""
-        self._score, self._better_at = max(1, self._score), now + CLEAN_S

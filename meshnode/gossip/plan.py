@@ -133,12 +133,12 @@ class Planner:
         return bool(peer and peer.links)
 
     def _aim(self, node: NodeId, at: float) -> None:
-        if self._is_linked(node):
+        peer = self._peers.get(node, Peer())
+        if peer.link and not peer.link.silent:
             self._dialler.rest(node)
             return
         addrs = self.addresses(node)
         if node not in self._wanted or not addrs:
             self._dialler.forget(node)
             return
-        peer = self._peers.get(node, Peer())
         self._dialler.want(node, addrs, expect=node, at=max(at, peer.refused_until))

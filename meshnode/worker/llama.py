@@ -22,8 +22,8 @@ from llama_cpp import llama_cpp as c
 from meshnode.errors import ConfigurationError, ModelUnavailable, Unsupported
 from meshnode.worker import machine
 from meshnode.worker.embedding import Vectors
-from meshnode.worker.engine import Span
 from meshnode.worker.gguf import Facts
+from meshnode.worker.runtime import NoRoom, Span
 from meshnode.worker.sampling import Logits
 
 BATCH = 512
@@ -34,6 +34,10 @@ on a busy machine: with the demo model the speed is the same alone, and tens of 
 LOGITS_BYTES = 512 * 1024 * 1024
 """That a pass over texts to embed may fill with logits: 4096 tokens with a vocabulary of 32,000."""
 _WARN, _ERROR = 3, 4
+_NO_ROOM = 1
+"""Of llama_decode: no slot for the batch in the KV cache, and the state is as before."""
+_PAD = 256
+"""llama.cpp makes a sequence's own part of the cache a multiple of so many tokens."""
 _GPU, _INTEGRATED_GPU = 1, 2
 
 
@@ -74,14 +78,16 @@ class _Log:
 
 
 class LlamaRuntime:
-    """One loaded model with a unified KV cache: any mix of lengths, `slots` times `context_length` tokens in all."""
+    """One loaded model with a KV cache of `slots` times `context_length` tokens, a few more where llama.cpp rounds up."""
 
-    def __init__(self, path: Path, facts: Facts, *, slots: int, context_length: int) -> None:
+    def __init__(self, path: Path, facts: Facts, *, slots: int, context_length: int, unified: bool = True) -> None:
         """Load `path`; raises ConfigurationError with llama.cpp's last words when it refuses."""
         self._log = _Log()
         c.llama_backend_init()
         self.slots = slots
-        self.context_length = context_length
+        self.unified = unified
+        self.pool = slots * context_length
+        self.context_length = min(self.pool, max(context_length, facts.context_length)) if unified else context_length
         self.batch_size = BATCH
         self.on_gpu = gpus() > 0
         self._check_memory(path, facts)
@@ -90,6 +96,7 @@ class LlamaRuntime:
         self._memory = c.llama_get_memory(self._context)
         self.generates = bool(self._memory)
         """Whether it writes text: one that reads it from both sides keeps no memory of it, and only makes embeddings."""
+        self._copies = unified and not (c.llama_model_is_recurrent(self._model) or c.llama_model_is_hybrid(self._model))
         self._vocab = c.llama_model_get_vocab(self._model)
         self._size: int = c.llama_vocab_n_tokens(self._vocab)
         self._pieces: list[bytes | None] = [None] * self._size
@@ -99,7 +106,7 @@ class LlamaRuntime:
     def _check_memory(self, path: Path, facts: Facts) -> None:
         """On a GPU the weights go elsewhere, and llama.cpp itself refuses what does not fit there."""
         available = None if self.on_gpu else machine.memory_available()
-        needed = facts.memory_needed(self.slots * self.context_length)
+        needed = facts.memory_needed(self.pool)
         if available is not None and needed > available:
             raise machine.MemoryShort(
                 f"{path} does not fit in memory: it needs about {machine.human(needed)}, {machine.human(available)} are free.",
@@ -127,7 +134,7 @@ class LlamaRuntime:
     def _open_context(self, path: Path, facts: Facts) -> c.llama_context_p:
         threads = min(machine.cores(), 1 + facts.size // BYTES_PER_THREAD)
         params = c.llama_context_default_params()
-        params.n_ctx = self.slots * self.context_length
+        params.n_ctx = self.pool if self.unified else self.slots * _padded(self.context_length)
         params.n_batch = params.n_ubatch = BATCH
         params.n_seq_max = self.slots
         params.n_threads = params.n_threads_batch = threads
@@ -138,7 +145,7 @@ class LlamaRuntime:
         params.offload_kqv = params.op_offload = True
         params.no_perf = True
         params.swa_full = True
-        params.kv_unified = True
+        params.kv_unified = self.unified
         context: c.llama_context_p = c.llama_init_from_model(self._model, params)
         if not context:
             raise machine.MemoryShort(
@@ -153,6 +160,8 @@ class LlamaRuntime:
     def decode(self, spans: Sequence[Span]) -> Sequence[Logits]:
         batch = self._rows.fill(spans)
         code = c.llama_decode(self._context, batch)
+        if code == _NO_ROOM:
+            raise NoRoom
         if code != 0:
             raise DecodeFailed(f"llama_decode returned {code}: {self._log.tail()}")
         wanted = sum(span.last for span in spans)
@@ -163,6 +172,27 @@ class LlamaRuntime:
 
     def cut(self, slot: int, length: int) -> bool:
         return bool(c.llama_memory_seq_rm(self._memory, slot, length, -1))
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """In a cache in parts, copying a part of a sequence is an assertion failure. A recurrent state has no beginning."""
+        if self._copies:
+            c.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        return self._copies
+
+    def save(self, slot: int, most: int) -> bytearray | None:
+        size: int = c.llama_state_seq_get_size(self._context, slot)
+        if not 0 < size <= most:
+            return None
+        saved = bytearray(size)
+        written: int = c.llama_state_seq_get_data(self._context, (ctypes.c_uint8 * size).from_buffer(saved), size, slot)
+        return saved if written == size else None
+
+    def restore(self, slot: int, saved: bytearray) -> bool:
+        data = (ctypes.c_uint8 * len(saved)).from_buffer(saved)
+        if c.llama_state_seq_set_data(self._context, data, len(saved), slot) == len(saved):
+            return True
+        self.cut(slot, 0)
+        return False
 
     def piece(self, token: int) -> bytes:
         piece = self._pieces[token]
@@ -311,6 +341,10 @@ class _Rows:
             row = end
         self._batch.n_tokens = count
         return self._batch
+
+
+def _padded(length: int) -> int:
+    return -(-length // _PAD) * _PAD
 
 
 def _pointer(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], kind: Any) -> Any:

@@ -22,22 +22,25 @@ from typing import TypeVar, assert_never
 import msgspec
 
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
-from meshnode.inference import MAX_BIASES, MAX_TOP_LOGPROBS, Event, Message, Request, Sampling
+from meshnode.inference import MAX_BIASES, MAX_CHOICES, MAX_TOP_LOGPROBS, Event, Message, Request, Sampling
 from meshnode.worker import confinement, sampling
 from meshnode.worker.answer_format import constraints_of
 from meshnode.worker.constraint import Grammars
 from meshnode.worker.embedding import Embedder
-from meshnode.worker.engine import Engine, Happening, Job
+from meshnode.worker.engine import Engine, Happening
 from meshnode.worker.gguf import Facts
+from meshnode.worker.job import Job
 from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.machine import MemoryShort
 from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
 from meshnode.worker.prompt import Tokenizer
-from meshnode.worker.protocol import Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
+from meshnode.worker.protocol import Cached, Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
 from meshnode.worker.renderer import CHATML, Renderer
 from meshnode.worker.vocabulary import Vocabulary
 
 _RECEIVE = 256 * 1024
+CACHED_S = 1.0
+"""Between two reports of what is cached, while there is work: as often as a node tells others of its load."""
 _END_OF_TURN = "<|im_end|>"
 
 Number = TypeVar("Number", int, float)
@@ -72,10 +75,17 @@ class _Model:
     def __init__(self, load: Load) -> None:
         facts = load.facts
         renderer = Renderer()  # first, so that its interpreter starts while the model loads
-        runtime = LlamaRuntime(Path(os.fsdecode(load.path)), facts, slots=load.slots, context_length=load.context_length)
+        runtime = LlamaRuntime(
+            Path(os.fsdecode(load.path)),
+            facts,
+            slots=load.slots,
+            context_length=load.context_length,
+            unified=load.unified,
+        )
         renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())
         controls = runtime.control_texts()
         self.engine = Engine(runtime, clock=time.monotonic)
+        self.context_length = runtime.context_length
         self.note = "" if facts.chat_template else "The file has no chat template; ChatML is used."
         self._facts = facts
         self._ending = runtime.ending()
@@ -88,20 +98,24 @@ class _Model:
         # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
         self._stops = () if facts.chat_template or _END_OF_TURN in controls else (_END_OF_TURN,)
 
-    def job(self, stream: int, request: Request) -> Job:
+    def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
         """Raises Unsupported, InvalidRequest, or what a bug raises."""
         if not self._runtime.generates:
             raise Unsupported("This model makes embeddings, and writes no text.", hint="Ask /v1/embeddings.", param="model")
         check(request)
-        check_bias(request.sampling, self._vocabulary)
+        check_tokens(request, self._vocabulary)
         return Job(
             stream=stream,
             prompt=self._tokens(self._render(request.messages)),
             sampler=sampler(request.sampling, self._facts, self._ending),
+            n=request.n,
             max_tokens=request.sampling.max_tokens,
             stops=request.sampling.stop + self._stops,
             logprobs=request.logprobs.top if request.logprobs else None,
             constraint=constraints_of(request.response_format, self._grammars),
+            priority=request.priority,
+            chain=chain,
+            resume=request.resume,
         )
 
     def embed(self, stream: int, request: Request, inputs: Sequence[str]) -> None:
@@ -138,13 +152,12 @@ class _Model:
 def check(request: Request) -> None:
     """Refuse by name what this worker cannot do yet, and values that make no sense."""
     unsupported = {
-        "n": request.n > 1,
         "tools": request.tools is not None or any(map(_uses_tools, request.messages)),
-        "resume": request.resume is not None,
     }
     asked = request.sampling
     invalid = {
-        "n": request.n < 1,
+        "n": not 1 <= request.n <= MAX_CHOICES,
+        "resume": request.resume is not None and (request.n > 1 or request.resume.emitted_chars < 0),
         "messages": bool(request.messages) == (request.inputs is not None),
         "temperature": asked.temperature is not None and not asked.temperature >= 0,
         "top_p": asked.top_p is not None and not 0 < asked.top_p <= 1,
@@ -171,11 +184,16 @@ def _within(value: float | None, low: float, high: float) -> bool:
     return value is None or low <= value <= high
 
 
-def check_bias(asked: Sampling, vocabulary: int) -> None:
+def check_tokens(request: Request, vocabulary: int) -> None:
     """Refuse by its id a token that the model does not have."""
-    for token in (each.token for each in asked.logit_bias if not 0 <= each.token < vocabulary):
-        message = f"'logit_bias' names token {token}; this model's are 0 to {vocabulary - 1}."
-        raise InvalidRequest(message, param="logit_bias")
+    named = {
+        "logit_bias": (each.token for each in request.sampling.logit_bias),
+        "resume": request.resume.token_ids if request.resume else (),
+    }
+    for param, tokens in named.items():
+        for token in (token for token in tokens if not 0 <= token < vocabulary):
+            message = f"{param!r} names token {token}; this model's are 0 to {vocabulary - 1}."
+            raise InvalidRequest(message, param=param)
 
 
 def _uses_tools(message: Message) -> bool:
@@ -227,7 +245,7 @@ def _take(submit: Submit, model: _Model) -> list[Happening]:
         if submit.request.inputs is not None:
             model.embed(submit.stream, submit.request, submit.request.inputs)
         else:
-            model.engine.submit(model.job(submit.stream, submit.request))
+            model.engine.submit(model.job(submit.stream, submit.request, submit.chain))
     except MeshnodeError as error:
         return [(submit.stream, error)]
     except Exception as error:
@@ -240,6 +258,8 @@ def _take(submit: Submit, model: _Model) -> list[Happening]:
 def _serve(channel: _Channel, model: _Model) -> None:
     """Until the parent is gone."""
     waiting: dict[int, Submit] = {}
+    told: tuple[tuple[int, ...], ...] = ()
+    told_at = 0.0
     while True:
         _queue(channel.commands(wait=not (model.busy or waiting)), waiting, model)
         happened: list[Happening] = []
@@ -248,9 +268,29 @@ def _serve(channel: _Channel, model: _Model) -> None:
         if model.busy:
             happened += model.step()
         if happened:
-            events = tuple((stream, _told(event)) for stream, event in happened)
-            engine = model.engine
-            channel.send(Step(events=events, kv_free_tokens=engine.kv_free_tokens, tokens_per_s=engine.tokens_per_s))
+            channel.send(_step(happened, model.engine))
+        now = time.monotonic()
+        if now - told_at >= CACHED_S or not model.engine.busy:
+            told_at, chains = now, model.engine.slots.chains
+            if chains != told:
+                told = chains
+                channel.send(Cached(chains=chains))
+
+
+def _step(happened: list[Happening], engine: Engine) -> Step:
+    speed = engine.speed
+    step_s, stream_s = speed.line()
+    return Step(
+        events=tuple((stream, _told(event)) for stream, event in happened),
+        free_slots=engine.free_slots,
+        waiting=engine.waiting,
+        remaining_s=engine.remaining_s,
+        kv_free_tokens=engine.kv_free_tokens,
+        prefill_per_s=speed.prefill_rate,
+        tokens_per_s=speed.tokens_per_s,
+        step_s=step_s,
+        stream_s=stream_s,
+    )
 
 
 def _told(event: Event | MeshnodeError) -> Event | Failure:
@@ -269,7 +309,7 @@ def _load(channel: _Channel) -> _Model | None:
         message = error.message.encode("utf-8", "replace").decode()  # it may name a file whose name is no UTF-8
         channel.send(Refused(message=message, hint=error.hint, permanent=not isinstance(error, MemoryShort)))
         return None
-    channel.send(Ready(note=model.note))
+    channel.send(Ready(context_length=model.context_length, note=model.note))
     return model
 
 

@@ -1,8 +1,9 @@
 """What parent and child say to each other over their socket pair (pure).
 
 A frame is a 4-byte big-endian length and a msgpack body, one of the messages below. The parent sends LOAD first, then SUBMIT and
-CANCEL; the child answers LOAD with READY or REFUSED, then sends one STEP for each engine step that brought something. The end
-of the connection is the end of the child, whichever side closes. Stream ids are the parent's, never used twice in one life.
+CANCEL; the child answers LOAD with READY or REFUSED, then sends one STEP for each engine step that brought something, and CACHED
+when that changed. The end of the connection is the end of the child, whichever side closes. Stream ids are the parent's, never
+used twice in one life.
 """
 
 from collections.abc import Iterator
@@ -17,17 +18,21 @@ MAX_FRAME = 32 * 1024 * 1024
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Load this model. `context_length` is per slot."""
+    """Load this model. `context_length` is per slot; `unified`: of a pool that all slots share, else each has its own part."""
 
     path: bytes
     facts: Facts
     slots: int
     context_length: int
+    unified: bool = True
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """`chain` are the hashes of the prompt's text that the child's CACHED shall name it by."""
+
     stream: int
     request: Request
+    chain: tuple[int, ...] = ()
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -37,8 +42,10 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Loaded. `note` is for people, about what is not as it should be; mostly empty."""
+    """Loaded. A prompt and its answer have at most `context_length` tokens. `note` is for people, about what is not as it should
+    be; mostly empty."""
 
+    context_length: int
     note: str = ""
 
 
@@ -60,15 +67,33 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, tag="failure"):
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """What one engine step brought, in order, and the load after it, of which the parent knows the number of streams itself."""
+    """What one engine step brought, in order, and the load and the measured speed after it; 0: not known."""
 
     events: tuple[tuple[int, Event | Failure], ...]
+    free_slots: int = 0
+    waiting: int = 0
+    """Sequences without a slot."""
+    remaining_s: float = 0.0
+    """Work left when one sequence is read and drawn after the other, answers as long as usual."""
     kv_free_tokens: int = 0
+    prefill_per_s: float = 0.0
+    """Prompt tokens, when nothing else is done."""
     tokens_per_s: float = 0.0
+    """Of the answers of all streams together."""
+    step_s: float = 0.0
+    """Of a step in which one stream decodes."""
+    stream_s: float = 0.0
+    """What each further stream adds to that."""
+
+
+class Cached(msgspec.Struct, frozen=True, tag="cached"):
+    """The chains of what the KV cache holds now, each cut where that ends, the most useful first. Sent when they changed."""
+
+    chains: tuple[tuple[int, ...], ...]
 
 
 ToChild = Load | Submit | Cancel
-ToParent = Ready | Refused | Step
+ToParent = Ready | Refused | Step | Cached
 
 
 class Region(msgspec.Struct, frozen=True, array_like=True):

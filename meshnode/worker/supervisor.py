@@ -31,7 +31,7 @@ from meshnode.names import ModelDigest, printable
 from meshnode.wire.messages import ModelState
 from meshnode.worker import digest, gguf
 from meshnode.worker.child import Child
-from meshnode.worker.protocol import Cancel, Failure, FrameTooLarge, Load, Ready, Refused, Step, Submit, ToParent, frame
+from meshnode.worker.protocol import Cached, Cancel, Failure, FrameTooLarge, Load, Ready, Refused, Step, Submit, ToParent, frame
 from meshnode.worker.stream import MAX_UNREAD, Stream
 
 DEFAULT_SLOTS = 4
@@ -78,7 +78,11 @@ class Worker:
         cache_dir: Path,
         slots: int = DEFAULT_SLOTS,
         context_length: int | None = None,
+        unified: bool = True,
+        chain_of: Callable[[Request, ModelDigest], tuple[int, ...]] = lambda _request, _digest: (),
     ) -> None:
+        """`context_length` is a slot's; with a `unified` KV cache a request may have that of all slots, up to the model's own.
+        `chain_of` gives the hashes of a prompt's text by which `cached` shall name it (design D22)."""
         self.name = name
         self.path = path
         self.state = State.LOADING
@@ -92,6 +96,10 @@ class Worker:
         self._cache_dir = cache_dir
         self._slots = slots
         self._wanted_context = context_length
+        self._unified = unified
+        self._chain_of = chain_of
+        self.cached: tuple[tuple[int, ...], ...] = ()
+        """The chains of what is in the KV cache, each cut where that ends, the most useful first."""
         self._on_change: Callable[[], None] = lambda: None
         self._child: Child | None = None
         self._streams: dict[int, Stream] = {}
@@ -112,7 +120,7 @@ class Worker:
     def load(self) -> ModelState:
         """The live load: what we know here, which is fresher than what the child reports, and its measured speed."""
         active = min(len(self._streams), self._slots)
-        room = self._slots * self.model.context_length if self.model else 0
+        room = self._slots * self._context(self._facts) if self._facts else 0
         reported = self._streams and self._last_step is not _NO_STEP
         return ModelState(
             name=self.name,
@@ -121,6 +129,7 @@ class Worker:
             active=active,
             slots=self._slots,
             queued=len(self._streams) - active,
+            remaining_ms=round(self._last_step.remaining_s * 1000) if reported else 0,
             kv_free_tokens=self._last_step.kv_free_tokens if reported else room,
             tokens_per_s=self._last_step.tokens_per_s,
         )
@@ -142,8 +151,9 @@ class Worker:
         if len(self._streams) >= self._slots + MAX_WAITING:
             raise Overloaded(f"{len(self._streams)} requests for {self.name} are open on this node.", retry_after=5)
         self._next_stream += 1
+        chain = self._chain_of(request, self.model.digest) if self.model else ()
         try:
-            self._child.send(frame(Submit(stream=self._next_stream, request=request)))
+            self._child.send(frame(Submit(stream=self._next_stream, request=request, chain=chain)))
         except UnicodeEncodeError as error:
             raise InvalidRequest("The messages hold half of a surrogate pair.", param="messages") from error
         except FrameTooLarge as error:
@@ -202,15 +212,21 @@ class Worker:
             return _Setback(f"its worker process cannot be started: {error.strerror}")
         ending = "stopped"
         try:
-            self._child.send(
-                frame(Load(path=os.fsencode(self.path), facts=facts, slots=self._slots, context_length=self._context(facts)))
+            load = Load(
+                path=os.fsencode(self.path),
+                facts=facts,
+                slots=self._slots,
+                context_length=self._context(facts),
+                unified=self._unified,
             )
+            self._child.send(frame(load))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hash, nursery.cancel_scope)
                 ending = await self._child.run(self._hear)
                 nursery.cancel_scope.cancel()
         finally:
             self._child = None
+            self.cached = ()
             self._fail_streams(ending)
         return self._setback or _Setback(f"its worker process ended: {ending}")
 
@@ -244,7 +260,7 @@ class Worker:
             aliases=self._aliases,
             digest=self._digest,
             size=self._facts.size,
-            context_length=self._context(self._facts),
+            context_length=self._ready.context_length,
             slots=self._slots,
         )
         self._ready_since = trio.current_time()
@@ -263,6 +279,8 @@ class Worker:
                 for number, event in message.events:
                     if number in self._streams:
                         self._pass_on(number, event)
+            case Cached():
+                self.cached = message.chains
             case _:
                 assert_never(message)
 

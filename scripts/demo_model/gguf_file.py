@@ -32,6 +32,8 @@ class Shape:
     kv_heads: int
     hidden: int
     context: int = 2048
+    pooling: int | None = None
+    """How embeddings are made, in llama.cpp's numbers; None: the file says nothing of it."""
 
     @property
     def head_width(self) -> int:
@@ -47,19 +49,19 @@ def write(
     name: str,
     template: str | None = CHATML,
     temperature: float | None = None,
-    pooling: int | None = None,
+    packing: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0,
 ) -> None:
-    """Write `weights` as Q8_0 (norms as F32). The output matrix is the embedding, so it is not in the file.
+    """Write `weights`, packed as Q8_0 or Q4_0 (norms as F32). The output matrix is the embedding, so it is not in the file.
 
-    `temperature` is what a worker takes where a request names none, `pooling` (llama.cpp's number) how it makes embeddings.
+    `temperature` is what a worker takes where a request names none.
     """
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name(name)
     writer.add_license("Apache-2.0")
     if temperature is not None:
         writer.add_sampling_temp(temperature)
-    if pooling is not None:
-        writer.add_pooling_type(gguf.PoolingType(pooling))
+    if shape.pooling is not None:
+        writer.add_pooling_type(gguf.PoolingType(shape.pooling))
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
@@ -70,10 +72,10 @@ def write(
     writer.add_rope_dimension_count(shape.head_width)
     writer.add_rope_freq_base(ROPE_BASE)
     writer.add_vocab_size(len(tokenizer.tokens))
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{packing.name}"])
     _add_tokenizer(writer, tokenizer, template)
     for tensor, values in weights.items():
-        _add_tensor(writer, tensor, np.ascontiguousarray(values, dtype=np.float32))
+        _add_tensor(writer, tensor, np.ascontiguousarray(values, dtype=np.float32), packing)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -95,12 +97,11 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, template: str 
         writer.add_chat_template(template)
 
 
-def _add_tensor(writer: gguf.GGUFWriter, name: str, values: NDArray[np.float32]) -> None:
+def _add_tensor(writer: gguf.GGUFWriter, name: str, values: NDArray[np.float32], packing: gguf.GGMLQuantizationType) -> None:
     if values.ndim == 1:
         writer.add_tensor(name, values)
     else:
-        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(name, gguf.quants.quantize(values, packing), raw_dtype=packing)
 
 
 def random_weights(shape: Shape, vocabulary: int, seed: int) -> Weights:

@@ -93,10 +93,27 @@ def test_the_wait_is_short_when_many_accuse(size: int, accusers: int, wait: floa
     court = Court(size)
     court.detector.unheard(SUSPECT, at=3.0)
     court.accuse(*OTHERS[:accusers], now=3.0)
-    court.run(60.0)
+    court.run(60.0, None)
 
     assert court.down_at is not None
     assert wait <= court.down_at - 3.0 <= wait + 1.3
+
+
+@pytest.mark.parametrize("found", [Found.SILENT, Found.REFUSED])
+def test_who_answers_that_he_does_not_hear_it_counts_as_an_accuser(found: Found) -> None:
+    court = Court(3)
+    court.detector.unheard(SUSPECT, at=3.0)
+    court.run(60.0, found)
+
+    assert court.down_at == pytest.approx(3.0 + SUSPICION_MIN_S)
+
+
+def test_who_does_not_know_it_does_not_count() -> None:
+    court = Court(3)
+    court.detector.unheard(SUSPECT, at=3.0)
+    court.run(60.0, Found.UNKNOWN)
+
+    assert court.down_at == pytest.approx(3.0 + SUSPICION_MAX_S)
 
 
 def test_answers_that_are_held_up_do_not_put_off_the_verdict() -> None:
@@ -208,14 +225,6 @@ def test_who_is_slow_himself_waits_longer() -> None:
     for second in range(8, 80):
         lag.served(0.0, now=float(second))
     assert lag.factor == 1
-
-
-def test_however_often_others_suspect_it_a_node_is_at_most_twice_as_patient() -> None:
-    lag = Lag()
-    for _ in range(20):
-        lag.suspected(1.0)
-
-    assert lag.factor == 2
 
 
 # Engines

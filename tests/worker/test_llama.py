@@ -12,8 +12,9 @@ import time
 from meshnode.errors import ConfigurationError
 from meshnode.inference import Chunk
 from meshnode.worker import machine
-from meshnode.worker.engine import Engine, Job
+from meshnode.worker.engine import Engine
 from meshnode.worker.gguf import read_facts
+from meshnode.worker.job import Job
 from meshnode.worker.llama import LlamaRuntime, gpus
 from meshnode.worker.prompt import Tokenizer
 from meshnode.worker.protocol import Region

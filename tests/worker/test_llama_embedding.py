@@ -12,9 +12,9 @@ from llama_cpp import llama_cpp as c  # noqa: E402
 from tiny_model import make_tiny_model  # noqa: E402
 
 from meshnode.errors import Unsupported  # noqa: E402
-from meshnode.worker.engine import Span  # noqa: E402
 from meshnode.worker.gguf import read_facts  # noqa: E402
 from meshnode.worker.llama import LlamaEmbedding, LlamaRuntime  # noqa: E402
+from meshnode.worker.runtime import Span  # noqa: E402
 
 TEXTS = ("hello world", "the quick brown fox", "fox", "jumps over the lazy dog " * 5, "Grüße, 世界")
 

@@ -22,8 +22,9 @@ from meshnode.errors import InvalidRequest, MeshnodeError  # noqa: E402
 from meshnode.inference import Chunk, Finish, ResponseFormat  # noqa: E402
 from meshnode.worker.answer_format import constraints_of  # noqa: E402
 from meshnode.worker.constraint import Grammars  # noqa: E402
-from meshnode.worker.engine import Engine, Job  # noqa: E402
+from meshnode.worker.engine import Engine  # noqa: E402
 from meshnode.worker.gguf import read_facts  # noqa: E402
+from meshnode.worker.job import Job  # noqa: E402
 from meshnode.worker.llama import LlamaRuntime  # noqa: E402
 from meshnode.worker.sampling import Sampler  # noqa: E402
 from meshnode.worker.vocabulary import Vocabulary  # noqa: E402
@@ -36,6 +37,8 @@ class Model:
 
     def answer(self, asked: ResponseFormat, *, seed: int, temperature: float = 1.0) -> tuple[str, Finish]:
         engine = Engine(self.runtime, clock=time.monotonic)
+        for slot in range(self.runtime.slots):
+            self.runtime.cut(slot, 0)
         sampler = Sampler(seed=seed, temperature=temperature, top_p=1)
         prompt = self.runtime.tokenize("<|im_start|>user\nJSON!<|im_end|>\n<|im_start|>assistant\n", True)
         constraint = constraints_of(asked, self.grammars)

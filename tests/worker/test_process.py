@@ -10,12 +10,14 @@ import msgspec
 import numpy as np
 
 from meshnode.errors import InvalidRequest, RequestError, Unsupported
-from meshnode.inference import MAX_BIASES, Bias, Logprobs, Message, Request, Resume, Sampling
-from meshnode.worker.engine import Engine, Job, Runtime
+from meshnode.inference import MAX_BIASES, MAX_CHOICES, Bias, Logprobs, Message, Request, Resume, Sampling
+from meshnode.worker.engine import Engine
 from meshnode.worker.gguf import Facts
+from meshnode.worker.job import Job
 from meshnode.worker.penalties import Penalties
-from meshnode.worker.process import _Channel, _Model, _serve, check, check_bias, sampler
+from meshnode.worker.process import _Channel, _Model, _serve, check, check_tokens, sampler
 from meshnode.worker.protocol import Cancel, Submit, ToChild
+from meshnode.worker.runtime import Runtime
 
 PLAIN = Request(id="r", model="m", messages=(Message(role="user", content="Hi"),))
 FACTS = Facts(
@@ -46,11 +48,9 @@ def test_a_plain_request_passes() -> None:
 @pytest.mark.parametrize(
     ("param", "changes"),
     [
-        ("n", {"n": 2}),
         ("tools", {"tools": "[]"}),
         ("tools", {"messages": (Message(role="tool", content="1", tool_call_id="c"),)}),
         ("tools", {"messages": (Message(role="assistant", content="", tool_calls="[]"),)}),
-        ("resume", {"resume": Resume(token_ids=(), emitted_chars=0)}),
     ],
 )
 def test_what_is_not_possible_yet_is_refused_by_name(param: str, changes: dict[str, object]) -> None:
@@ -63,6 +63,9 @@ def test_what_is_not_possible_yet_is_refused_by_name(param: str, changes: dict[s
         ("messages", {"messages": ()}),
         ("messages", {"inputs": ("a text beside messages",)}),
         ("n", {"n": 0}),
+        ("n", {"n": MAX_CHOICES + 1}),
+        ("resume", {"resume": Resume(token_ids=(), emitted_chars=-1)}),
+        ("resume", {"resume": Resume(token_ids=(1,), emitted_chars=0), "n": 2}),
         ("temperature", {"sampling": Sampling(temperature=-1)}),
         ("temperature", {"sampling": Sampling(temperature=float("nan"))}),
         ("top_p", {"sampling": Sampling(top_p=0)}),
@@ -117,12 +120,18 @@ def test_biases_add_up_to_one_a_token_and_what_ends_an_answer_can_be_forbidden()
 
 
 @pytest.mark.parametrize("token", [-1, 100])
-def test_a_bias_for_a_token_that_the_model_does_not_have_is_refused_by_its_id(token: int) -> None:
-    check_bias(Sampling(logit_bias=(Bias(0, 1), Bias(99, 1))), 100)
-    with pytest.raises(InvalidRequest, match=rf"token {token}; .* 0 to 99") as caught:
-        check_bias(Sampling(logit_bias=(Bias(0, 1), Bias(token, 1))), 100)
+@pytest.mark.parametrize("param", ["logit_bias", "resume"])
+def test_a_token_that_the_model_does_not_have_is_refused_by_its_id(param: str, token: int) -> None:
+    def naming(*tokens: int) -> Request:
+        if param == "resume":
+            return msgspec.structs.replace(PLAIN, resume=Resume(token_ids=tokens, emitted_chars=0))
+        return msgspec.structs.replace(PLAIN, sampling=Sampling(logit_bias=tuple(Bias(token, 1) for token in tokens)))
 
-    assert caught.value.param == "logit_bias"
+    check_tokens(naming(0, 99), 100)
+    with pytest.raises(InvalidRequest, match=rf"'{param}' names token {token}; .* 0 to 99") as caught:
+        check_tokens(naming(0, token), 100)
+
+    assert caught.value.param == param
 
 
 def test_a_seed_is_kept_and_a_missing_one_is_drawn() -> None:
@@ -135,6 +144,7 @@ class OneSlot:
 
     slots = 1
     context_length = 8
+    pool = 8
 
 
 class CountingModel:
@@ -146,7 +156,7 @@ class CountingModel:
         self.busy = False
         self.cancel = self.engine.cancel
 
-    def job(self, stream: int, request: Request) -> Job:
+    def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
         self.prepared.append(stream)
         raise InvalidRequest("no more is wanted here")
 

@@ -23,8 +23,8 @@ pytest.importorskip("llama_cpp")
 
 import trio
 
-from meshnode.errors import ContextTooLong, InvalidRequest, MeshnodeError, ModelUnavailable, Overloaded, Unsupported, WorkerFailed
-from meshnode.inference import Bias, Chunk, End, Event, Finish, Logprobs, Message, Progress, Request, Sampling
+from meshnode.errors import ContextTooLong, InvalidRequest, MeshnodeError, ModelUnavailable, Overloaded, WorkerFailed
+from meshnode.inference import Bias, Chunk, End, Event, Finish, Logprobs, Message, Progress, Request, Resume, Sampling
 from meshnode.worker import child, confinement, stream, supervisor
 from meshnode.worker.supervisor import State, Worker
 
@@ -226,6 +226,35 @@ def test_penalties_keep_a_greedy_answer_from_its_own_words(shared: Shared) -> No
     assert len(set(once)) > len(set(often))
 
 
+def test_several_choices_read_the_prompt_once_and_each_is_its_own(shared: Shared) -> None:
+    asked = msgspec.structs.replace(ask("Tell me a story.", Sampling(seed=1, temperature=1.5, max_tokens=15)), n=3)
+    events = shared.run(lambda worker: events_of(worker, asked))
+    texts = dict.fromkeys(range(3), "")
+    for event in events:
+        if isinstance(event, Chunk):
+            texts[event.choice] += event.text
+    (end,) = [event for event in events if isinstance(event, End)]
+    alone = shared.run(lambda worker: events_of(worker, msgspec.structs.replace(asked, n=1)))
+
+    assert texts[0] == "".join(event.text for event in alone if isinstance(event, Chunk))
+    assert len(set(texts.values())) == 3
+    assert end.usage.prompt_tokens == next(event for event in alone if isinstance(event, End)).usage.prompt_tokens
+    assert end.usage.completion_tokens == sum(len(event.token_ids) for event in events if isinstance(event, Chunk))
+
+
+def test_an_answer_goes_on_where_another_node_left_it(shared: Shared) -> None:
+    asked = ask(sampling=Sampling(seed=3, temperature=0.8, max_tokens=20))
+    whole = [event for event in shared.run(lambda worker: events_of(worker, asked)) if isinstance(event, Chunk)]
+    ids = tuple(token for chunk in whole[:4] for token in chunk.token_ids)
+    emitted = "".join(chunk.text for chunk in whole[:4])
+    asked = msgspec.structs.replace(asked, resume=Resume(token_ids=ids, emitted_chars=len(emitted)))
+    events = shared.run(lambda worker: events_of(worker, asked))
+
+    assert "".join(event.text for event in events if isinstance(event, Chunk)) == "".join(chunk.text for chunk in whole[4:])
+    assert isinstance(events[-1], End)
+    assert events[-1].usage.completion_tokens == sum(len(chunk.token_ids) for chunk in whole)
+
+
 def test_a_message_cannot_end_its_own_turn(shared: Shared) -> None:
     def cost(content: str) -> int:
         (end,) = [event for event in shared.run(lambda worker: events_of(worker, ask(content))) if isinstance(event, End)]
@@ -239,7 +268,8 @@ def test_a_message_cannot_end_its_own_turn(shared: Shared) -> None:
     ("request_", "error"),
     [
         (ask("word " * 3000), ContextTooLong),
-        (msgspec.structs.replace(ask(), n=2), Unsupported),
+        (msgspec.structs.replace(ask(), n=9), InvalidRequest),
+        (msgspec.structs.replace(ask(), resume=Resume(token_ids=(10**6,), emitted_chars=0)), InvalidRequest),
         (ask(sampling=Sampling(max_tokens=0)), InvalidRequest),
         (ask("half a pair: \ud800"), InvalidRequest),
         (ask(sampling=Sampling(logit_bias=(Bias(10**6, 1),))), InvalidRequest),
@@ -252,6 +282,33 @@ def test_a_bad_request_fails_alone_and_the_child_goes_on(shared: Shared, request
 
     assert "Paris" in shared.run(lambda worker: answer(worker, ask()))
     assert shared.worker.pid == pid
+
+
+def test_the_work_that_is_left_is_told_while_there_is_some(shared: Shared) -> None:
+    async def test(worker: Worker) -> tuple[int, int]:
+        async with worker.submit(ask(sampling=LONG)) as events:
+            for _ in range(5):
+                await anext(events)
+            left = worker.load().remaining_ms
+        return left, worker.load().remaining_ms
+
+    left, after = shared.run(test)
+    assert left > 0
+    assert after == 0
+
+
+async def test_what_is_cached_is_told_by_the_chain_of_its_prompt_until_the_child_ends(tmp_path: Path) -> None:
+    worker = Worker("demo", DEMO, cache_dir=tmp_path, chain_of=lambda request, _: (len(request.messages[0].content), 7))
+    async with running(worker):
+        await wait_for(lambda: worker.state is State.READY)
+        assert worker.cached == ()
+        for content in ("Hello", "Hi", "Hello"):
+            await answer(worker, ask(content))
+        await wait_for(lambda: worker.cached == ((5, 7), (2, 7)))
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        await wait_for(lambda: worker.state is State.FAILED)
+        assert worker.cached == ()
 
 
 def test_who_leaves_early_cancels_at_once(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
