@@ -259,8 +259,12 @@ class LlamaEmbedding:
     def __init__(self, model: c.llama_model_p, *, context_length: int, threads: int) -> None:
         self._model = model
         self._vocab = c.llama_model_get_vocab(model)
-        possible = LOGITS_BYTES // (4 * c.llama_vocab_n_tokens(self._vocab))
-        self.max_tokens = min(context_length, c.llama_model_n_ctx_train(model), max(BATCH, possible))
+        row = 4 * c.llama_vocab_n_tokens(self._vocab)
+        self.max_tokens = min(context_length, c.llama_model_n_ctx_train(model), max(BATCH, LOGITS_BYTES // row))
+        needed, available = row * self.max_tokens, machine.memory_available()
+        if available is not None and needed > available:
+            figures = f"they need about {machine.human(needed)}, {machine.human(available)} are free"
+            raise ModelUnavailable(f"There is no memory for embeddings here: {figures}.", retry_after=30)
         self._threads = threads
         self._dimensions: int = c.llama_model_n_embd(model)
         self._context = self._open(c.LLAMA_POOLING_TYPE_UNSPECIFIED)

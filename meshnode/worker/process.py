@@ -22,9 +22,9 @@ from typing import TypeVar, assert_never
 import msgspec
 
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
-from meshnode.inference import MAX_BIASES, MAX_CHOICES, MAX_TOP_LOGPROBS, Event, Message, Request, Sampling
+from meshnode.inference import MAX_BIASES, MAX_CHOICES, MAX_TOP_LOGPROBS, Event, Message, Request, ResponseFormat, Sampling
 from meshnode.worker import confinement, sampling
-from meshnode.worker.answer_format import constraints_of
+from meshnode.worker.answer_format import Constraints, constraints_of
 from meshnode.worker.constraint import Grammars
 from meshnode.worker.embedding import Embedder
 from meshnode.worker.engine import Engine, Happening
@@ -112,11 +112,14 @@ class _Model:
             max_tokens=request.sampling.max_tokens,
             stops=request.sampling.stop + self._stops,
             logprobs=request.logprobs.top if request.logprobs else None,
-            constraint=constraints_of(request.response_format, self._grammars),
+            constraint=self._constraints(request.response_format),
             priority=request.priority,
             chain=chain,
             resume=request.resume,
         )
+
+    def _constraints(self, asked: ResponseFormat) -> Constraints | None:
+        return None if asked.kind == "text" else constraints_of(asked, self._grammars)
 
     def embed(self, stream: int, request: Request, inputs: Sequence[str]) -> None:
         """Queue texts to embed. Raises a MeshnodeError, also where the model cannot."""

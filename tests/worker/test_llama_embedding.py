@@ -11,7 +11,8 @@ from encoder_model import CONTEXT, make_encoder  # noqa: E402 - after the check 
 from llama_cpp import llama_cpp as c  # noqa: E402
 from tiny_model import make_tiny_model  # noqa: E402
 
-from meshnode.errors import Unsupported  # noqa: E402
+from meshnode.errors import ModelUnavailable, Unsupported  # noqa: E402
+from meshnode.worker import machine  # noqa: E402
 from meshnode.worker.gguf import read_facts  # noqa: E402
 from meshnode.worker.llama import LlamaEmbedding, LlamaRuntime  # noqa: E402
 from meshnode.worker.runtime import Span  # noqa: E402
@@ -82,6 +83,15 @@ def test_pooling_is_as_the_file_says(tmp_path: Path, pooling: int, expected: int
     model = pooled(tmp_path, pooling).embedding()
 
     assert c.llama_pooling_type(model._context) == expected
+
+
+def test_without_memory_there_are_no_embeddings_and_the_figures_are_told(
+    runtime: LlamaRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory_available", lambda: 1000)
+
+    with pytest.raises(ModelUnavailable, match=r"need about .*, .* are free"):
+        runtime.embedding()
 
 
 def test_a_model_that_ranks_is_refused(tmp_path: Path) -> None:
