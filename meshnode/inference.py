@@ -25,6 +25,12 @@ MAX_INPUTS = 2048
 """Texts in one request for embeddings; OpenAI's bound."""
 MAX_SCHEMA = 64 * 1024
 """Bytes of a schema or a grammar (security rule 15): ten times what people write."""
+MAX_TOOL_CALLS = 128
+"""In one choice of an answer; OpenAI's bound of tools in a request. What a model writes beyond stays text."""
+MAX_TOOL_NAME = 128
+"""MCP's bound, twice OpenAI's."""
+MAX_ARGUMENTS_PIECE = 16 * 1024
+"""Characters of a call's arguments in one event; there may be any number of them."""
 LOWEST_LOGPROB = -9999.0
 """OpenAI's number for what is next to impossible: JSON has no infinity."""
 
@@ -105,10 +111,17 @@ class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True):
-    """Continue an answer that another node began: replay `token_ids` in silence, then emit only text beyond `emitted_chars`."""
+    """Continue an answer that another node began: replay `token_ids` in silence, then emit only what is beyond `emitted`."""
 
     token_ids: tuple[int, ...]
     emitted_chars: int
+    emitted_reasoning: int = 0
+    emitted_arguments: int = 0
+
+    @property
+    def emitted(self) -> tuple[int, int, int]:
+        """Characters of text, of reasoning, and of the arguments of all calls together: arguments are never empty."""
+        return self.emitted_chars, self.emitted_reasoning, self.emitted_arguments
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +136,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tools: str | None = None
     """JSON text of OpenAI's `tools`."""
     tool_choice: str | None = None
+    """JSON text of OpenAI's `tool_choice`."""
+    parallel_tool_calls: bool = True
+    """Whether an answer may call several tools; else it ends with the first call."""
     response_format: ResponseFormat = ResponseFormat()
     logprobs: Logprobs | None = None
     priority: Priority = Priority.DEFAULT
@@ -185,11 +201,22 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: Annotated[tuple[Alternative, ...], Meta(max_length=MAX_TOP_LOGPROBS)] = ()
 
 
+class ToolCall(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of the call of a tool. The first piece of an `index` has `id` and `name`; later ones only add to `arguments`."""
+
+    index: Annotated[int, Meta(ge=0, le=MAX_TOOL_CALLS - 1)]
+    id: Annotated[str, Meta(max_length=128)]
+    name: Annotated[str, Meta(max_length=MAX_TOOL_NAME)]
+    arguments: Annotated[str, Meta(max_length=MAX_ARGUMENTS_PIECE)]
+    """JSON text, or a part of it."""
+
+
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chunk"):
     """A piece of choice `choice`. `text` may be empty while a character or a possible stop string is held back.
 
     `token_ids` are the tokens drawn since the last chunk, held-back text included. `finish` is set on the choice's last chunk.
-    `logprobs`, where asked for, are those of `token_ids`, without the token that ends the answer.
+    `logprobs`, where asked for, are those of `token_ids`, without the token that ends the answer. What the model thinks before it
+    answers is `reasoning` and no part of the text, and neither are its calls of tools.
     """
 
     choice: int
@@ -197,6 +224,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chu
     token_ids: tuple[int, ...] = ()
     finish: Finish | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end"):

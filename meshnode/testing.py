@@ -18,19 +18,20 @@ from meshnode.wire.messages import ModelState
 class FakeWorker:
     """A Backend that says `words`, one a step, `delay` seconds apart, after `delay` seconds of prefill; then raises or ends.
 
-    After `fail_after` words it raises `failure()` (0: before the first). A continuation begins behind what was said elsewhere.
-    `requests`, `steps`, `finished` and `cancelled` tell what happened to it.
+    A word may be a Chunk, for what is no text: reasoning, calls of tools. After `fail_after` words it raises `failure()` (0:
+    before the first). A continuation begins behind what was said elsewhere. `requests`, `steps`, `finished` and `cancelled` tell
+    what happened to it.
     """
 
     def __init__(
         self,
-        words: Sequence[str] = ("Hello", " from", " a", " fake", " worker", "."),
+        words: Sequence[str | Chunk] = ("Hello", " from", " a", " fake", " worker", "."),
         *,
         delay: float = 0.0,
         fail_after: int | None = None,
         failure: Callable[[], MeshnodeError] | None = None,
     ) -> None:
-        self.words = tuple(words)
+        self.words = tuple(word if isinstance(word, Chunk) else Chunk(choice=0, text=word) for word in words)
         self.delay = delay
         self.fail_after = fail_after
         self.failure = failure
@@ -96,20 +97,25 @@ class _FakeEvents:
         self._said += 1
         self._worker.steps += 1
         logprobs = self._logprobs(index)
-        text = words[index][max(0, self._skip - sum(map(len, words[:index]))) :]
+        text = words[index].text[max(0, self._skip - sum(len(word.text) for word in words[:index])) :]
+        said = msgspec.structs.replace(words[index], text=text, token_ids=(index,), logprobs=logprobs)
         if self._said < len(words):
-            return (Chunk(choice=0, text=text, token_ids=(index,), logprobs=logprobs),)
+            return (said,)
         self.ended = True
-        finish = Finish.STOP if len(words) == len(self._worker.words) else Finish.LENGTH
-        return (Chunk(choice=0, text=text, token_ids=(index,), finish=finish, logprobs=logprobs), End(usage=usage))
+        return (msgspec.structs.replace(said, finish=self._finish(words)), End(usage=usage))
+
+    def _finish(self, words: Sequence[Chunk]) -> Finish:
+        if len(words) < len(self._worker.words):
+            return Finish.LENGTH
+        return Finish.TOOL_CALLS if any(word.tool_calls for word in words) else Finish.STOP
 
     def _logprobs(self, index: int) -> tuple[TokenLogprob, ...]:
         """Each word as likely as half of what is left, had the words been drawn at this place; where asked for."""
         if self._top is None:
             return ()
         word, *others = (
-            Alternative(token=place, text=text.encode(), logprob=-log(2) * (1 + rank))
-            for rank, (place, text) in enumerate(sorted(enumerate(self._worker.words), key=lambda each: each[0] != index))
+            Alternative(token=place, text=said.text.encode(), logprob=-log(2) * (1 + rank))
+            for rank, (place, said) in enumerate(sorted(enumerate(self._worker.words), key=lambda each: each[0] != index))
         )
         return (TokenLogprob(token=word.token, text=word.text, logprob=word.logprob, top=(word, *others)[: self._top]),)
 

@@ -22,7 +22,7 @@ from meshnode.errors import (
     WorkerFailed,
 )
 from meshnode.gossip.member import Member
-from meshnode.inference import Chunk, End, Event, Message, Request, Resume
+from meshnode.inference import Chunk, End, Event, Message, Request, Resume, ToolCall
 from meshnode.names import ModelDigest
 from meshnode.routing.table import Candidate
 from meshnode.testing import FakeWorker, fake_member, renamed
@@ -105,10 +105,23 @@ async def test_an_answer_whose_node_is_lost_goes_on_at_another_with_the_same_wei
     assert events[-1].usage.completion_tokens == 6
     assert (answer.node, answer.resumed) == ("other", 1)
     first, second = workers["entry"].requests[0], workers["other"].requests[0]
-    said = len("".join(FakeWorker().words[:after]))
+    said = sum(len(word.text) for word in FakeWorker().words[:after])
     assert second.resume == Resume(token_ids=tuple(range(after)), emitted_chars=said)
     assert first.sampling.seed is not None
     assert second.sampling == first.sampling
+
+
+async def test_who_goes_on_is_told_how_much_of_thoughts_and_calls_was_passed_on() -> None:
+    calls = (ToolCall(0, "c", "f", '{"a":'), ToolCall(0, "", "", " 1}"))
+    words = (Chunk(choice=0, text="", reasoning="Hm."), Chunk(choice=0, text="", tool_calls=calls), "!")
+    lost = FakeWorker(words, fail_after=2, failure=lambda: LinkLost("gone"))
+    workers = {"entry": lost, "other": FakeWorker(words)}
+    async with dispatcher(workers).submit(ASK) as answer:
+        assert await text_of(answer) == "!"
+
+    assert workers["other"].requests[0].resume == Resume(
+        token_ids=(0, 1), emitted_chars=0, emitted_reasoning=3, emitted_arguments=8
+    )
 
 
 async def test_of_an_answer_that_was_lost_after_its_last_word_only_the_end_is_asked_for() -> None:

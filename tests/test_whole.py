@@ -86,6 +86,32 @@ def test_a_stream_through_a_peer_is_the_unstreamed_answer_in_pieces(pair: tuple[
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
 
 
+def test_several_choices_come_through_a_peer_whole_and_in_pieces(pair: tuple[NodeProcess, NodeProcess]) -> None:
+    _, asker = pair
+    create: Any = partial(
+        asker.client().chat.completions.create, model="demo", messages=STORY, temperature=1.5, seed=3, max_tokens=12, n=3
+    )
+    whole = create()
+    texts = ["", "", ""]
+    finishes = []
+    for chunk in create(stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            finishes += [choice.finish_reason] if choice.finish_reason else []
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(n=9)
+
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in whole.choices] == texts
+    assert len(set(texts)) == 3
+    assert len(finishes) == 3
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens < 40
+    assert whole.usage.completion_tokens > 2 * 12
+    assert caught.value.param == "n"
+    assert "from 1 to 8, not 9" in caught.value.message
+
+
 def test_a_killed_holder_means_503_and_the_status_says_why(pair: tuple[NodeProcess, NodeProcess]) -> None:
     holder, asker = pair
     holder.kill()

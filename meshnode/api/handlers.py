@@ -77,6 +77,8 @@ class _Waiting:
 
     def __init__(self, answer: Answer) -> None:
         self.progress: Progress | None = None
+        self.spoken = trio.current_time()
+        """When the client last heard of us. Not every batch is heard: while a call of a tool grows, nothing of it is shown."""
         self._answer = answer
         self._events = answer.events
 
@@ -85,8 +87,8 @@ class _Waiting:
         return b": x-meshnode-resumed: %d\n\n" % self._answer.resumed if self._answer.resumed else b""
 
     async def next_batch(self) -> tuple[Event, ...] | None:
-        """None after `PATIENCE_S` without one. The wait that is then cut loses nothing: see `backend.Events`."""
-        with trio.move_on_after(PATIENCE_S):
+        """None after `PATIENCE_S` of silence. The wait that is then cut loses nothing: see `backend.Events`."""
+        with trio.move_on_at(self.spoken + PATIENCE_S):
             while True:
                 batch = await anext(self._events, None)
                 if batch is None:
@@ -109,14 +111,16 @@ async def _pieces(
     try:
         while True:
             if batch is None:
-                yield comment(None if chunks else waiting.progress)
+                piece, ended = comment(None if chunks else waiting.progress), False
             else:
                 chunks = chunks or chunks_of()
                 ended = isinstance(batch[-1], End)
-                if piece := chunks.encode(batch) + (waiting.resumed() + DONE if ended else b""):
-                    yield piece
-                if ended:
-                    return
+                piece = chunks.encode(batch) + (waiting.resumed() + DONE if ended else b"")
+            if piece:
+                waiting.spoken = trio.current_time()
+                yield piece
+            if ended:
+                return
             batch = await waiting.next_batch()
     except MeshnodeError as error:
         yield _error_event(error)

@@ -16,11 +16,13 @@ class Spoken:
     def __init__(self) -> None:
         self._tokens: list[int] = []
         self._chars = 0
+        self._reasoning = 0
+        self._arguments = 0
         self._known = True
 
     @property
     def begun(self) -> bool:
-        return bool(self._tokens or self._chars or not self._known)
+        return bool(self._tokens or self._chars or self._reasoning or self._arguments or not self._known)
 
     def hear(self, chunk: Chunk) -> None:
         """`chunk` is passed on."""
@@ -28,9 +30,16 @@ class Spoken:
         if self._known:
             self._tokens += chunk.token_ids
             self._chars += len(chunk.text)
+            self._reasoning += len(chunk.reasoning)
+            self._arguments += sum(len(call.arguments) for call in chunk.tool_calls)
 
     def resume(self) -> Resume | None:
         """Where to go on; None where that is not known: text came without its tokens, or for several choices."""
         if not self._known or not self._tokens:
             return None
-        return Resume(token_ids=tuple(self._tokens), emitted_chars=self._chars)
+        return Resume(
+            token_ids=tuple(self._tokens),
+            emitted_chars=self._chars,
+            emitted_reasoning=self._reasoning,
+            emitted_arguments=self._arguments,
+        )

@@ -2,8 +2,8 @@
 
 The engine owns the slots of a `Runtime` and runs in steps. A job waits in a queue (`schedule`) until a slot is free and the KV
 cache has room for its prompt and a usual answer, then its prompt is read and its answer drawn token by token (`generation`). A
-step is one batch: a row for every decoding stream first, in the order of their slots, for a cache in parts demands that; then
-pieces of prompts. While anybody decodes, these are cut so that a step stays short (`speed`). Cancels take effect between steps.
+step is one batch: a row for every decoding stream, and pieces of prompts in what room is left. While anybody decodes, these are
+cut so that a step stays short (`speed`). Cancels take effect between steps.
 
 Answers may grow longer than expected. Then room is made: what slots without a stream keep is forgotten (`slots`), after that the
 last stream due is parked. It leaves its slot, keeps a copy of its KV cache in main memory, `MAX_PARKED` bytes for all, or beyond
@@ -25,6 +25,7 @@ from meshnode.worker import schedule
 from meshnode.worker.generation import Choice, Generation, generation_of
 from meshnode.worker.job import Job
 from meshnode.worker.logprobs import of_token
+from meshnode.worker.reader import NOTHING, Said
 from meshnode.worker.runtime import NoRoom, Runtime, Span
 from meshnode.worker.sampling import Logits
 from meshnode.worker.slots import EVICTED_AT_ONCE, Slots
@@ -33,7 +34,7 @@ from meshnode.worker.speed import Speed
 MAX_WAITING = 64
 """Beyond that a request is better off elsewhere. A guess: at four slots, some minutes of waiting."""
 MAX_PARKED = 512 * 1024 * 1024
-"""Bytes. Some 4,000 tokens of an 8 B model, which takes 2 ms a thousand to copy and back, and seconds to read again."""
+"""Bytes, at most. Some 4,000 tokens of an 8 B model: copied in milliseconds a thousand, and read again in seconds."""
 LOAD_S = 0.1
 """For so long the remaining work is taken to be as it was: it is a sum over all who wait."""
 PROGRESS_S = 0.8
@@ -144,28 +145,28 @@ class Engine:
         self._admit(now)
         happened += self._progress(now)
         decoding, reading = self._rows()
-        spans = [_span(choice, 1) for choice in decoding] + [_span(choice, count) for choice, count in reading]
-        if not spans:
+        rows = [(choice, 1) for choice in decoding] + reading
+        if not rows:
             return happened
+        if not self._runtime.unified:
+            rows.sort(key=_slot_id)  # or llama.cpp runs the batch in pieces: one for each step back in the order
+        spans = [_span(choice, count) for choice, count in rows]
 
         before = self._clock()
         try:
-            rows = self._runtime.decode(spans)
+            logits = self._runtime.decode(spans)
         except NoRoom:
             self._relieve()
             return happened
         now = self._clock()
 
         self.speed.measure(now - before, decoded=len(decoding), read=sum(count for _, count in reading))
-        for choice in decoding:
-            assert choice.slot
-            self.slots.grow(choice.slot, 1)
-        for choice, count in reading:
+        for choice, count in rows:
             assert choice.slot
             self.slots.grow(choice.slot, count)
-        complete = [choice for (choice, _), span in zip(reading, spans[len(decoding) :], strict=True) if span.last]
-        for choice, logits in zip(decoding + complete, rows, strict=True):
-            happened += self._advance(choice, logits, now)
+        complete = [choice for (choice, _), span in zip(rows, spans, strict=True) if span.last]
+        for choice, row in zip(complete, logits, strict=True):
+            happened += self._advance(choice, row, now)
         return happened
 
     def _enqueue(self, choice: Choice) -> None:
@@ -290,14 +291,13 @@ class Engine:
             self._silent.pop(job.stream, None)
         if generation.first is None:
             generation.first = now
-        text = choice.end() if token is None else choice.accept(token, self._runtime)
-        if choice.unsent:
-            text, choice.unsent = choice.unsent + text, ""
+        said = choice.end() if token is None else choice.accept(token, self._runtime)
+        if choice.unsent is not NOTHING:
+            said, choice.unsent = choice.unsent + said, NOTHING
         logprobs: tuple[TokenLogprob, ...] = ()
         if token is not None and job.logprobs is not None and not self._runtime.ends(token):
             logprobs = (of_token(logits, token, job.logprobs, self._runtime.piece),)
-        ids = () if token is None else (token,)
-        chunk = Chunk(choice=choice.sampler.choice, text=text, token_ids=ids, finish=choice.finish, logprobs=logprobs)
+        chunk = _chunk(choice, said, () if token is None else (token,), logprobs)
         if choice.finish is None:
             return [(job.stream, chunk)]
         self._drop(choice)
@@ -306,7 +306,7 @@ class Engine:
 
     def _ended_elsewhere(self, generation: Generation, now: float) -> list[Happening]:
         choice, stream = generation.choices[0], generation.job.stream
-        chunk = Chunk(choice=choice.sampler.choice, text=choice.unsent, finish=choice.finish)
+        chunk = _chunk(choice, choice.unsent)
         return [(stream, chunk), (stream, self._end(generation, now))]
 
     def _end(self, generation: Generation, now: float) -> End:
@@ -324,6 +324,24 @@ class Engine:
             self._queue.remove(choice)
             self.parked_bytes -= len(choice.saved or b"")
             choice.saved = None
+
+
+def _chunk(choice: Choice, said: Said, tokens: tuple[int, ...] = (), logprobs: tuple[TokenLogprob, ...] = ()) -> Chunk:
+    return Chunk(
+        choice=choice.sampler.choice,
+        text=said.text,
+        token_ids=tokens,
+        finish=choice.finish,
+        logprobs=logprobs,
+        reasoning=said.reasoning,
+        tool_calls=said.calls,
+    )
+
+
+def _slot_id(row: tuple[Choice, int]) -> int:
+    slot = row[0].slot
+    assert slot
+    return slot.id
 
 
 def _span(choice: Choice, count: int) -> Span:

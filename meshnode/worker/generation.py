@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from meshnode.errors import InvalidRequest
 from meshnode.inference import Finish, Timings, Usage
 from meshnode.worker.job import Job
+from meshnode.worker.reader import NOTHING, Reader, Said
 from meshnode.worker.runtime import Runtime
 from meshnode.worker.sampling import Constraint, Logits, Sampler
 from meshnode.worker.slots import Slot
@@ -32,6 +33,7 @@ class Choice:
     """See `schedule.due`."""
     text: Text
     constraint: Constraint | None
+    reader: Reader
     tokens: list[int]
     """The prompt's, then the `drawn` ones of the answer."""
     drawn: int = 0
@@ -40,8 +42,8 @@ class Choice:
     saved: bytearray | None = field(default=None, repr=False)
     """The keys and values of its first `kept` tokens, while it is parked."""
     kept: int = 0
-    unsent: str = ""
-    """Text that comes with the next token's."""
+    unsent: Said = NOTHING
+    """What comes with the next token's."""
     finish: Finish | None = None
 
     @property
@@ -60,8 +62,8 @@ class Choice:
             )
         return token
 
-    def accept(self, token: int, runtime: Runtime) -> str:
-        """Take `token` as the next one of the answer; the text that may be shown now. Sets `finish` when it is the last.
+    def accept(self, token: int, runtime: Runtime) -> Said:
+        """Take `token` as the next one of the answer; what may be shown now. Sets `finish` when it is the last.
 
         Raises InvalidRequest for one that does not follow the constraint, which only another node can have drawn.
         """
@@ -70,19 +72,27 @@ class Choice:
         self.tokens.append(token)
         self.drawn += 1
         ended = runtime.ends(token)
-        text = "" if ended else self.text.push(runtime.piece(token))
-        if ended or self.text.stopped or (self.constraint is not None and self.constraint.final):
+        piece = self.generation.job.form.controls.get(token) or runtime.piece(token)
+        said = self.reader.push("" if ended else self.text.push(piece))
+        final = self.constraint is not None and self.constraint.final
+        if ended or self.text.stopped or self.reader.complete or final:
             self.finish = Finish.STOP
         elif self.drawn >= self.limit:
             self.finish = Finish.LENGTH
         else:
-            return text
-        return text + self.text.finish()
+            return said
+        return said + self._last()
 
-    def end(self) -> str:
-        """There is no further token; the text that was held back."""
+    def end(self) -> Said:
+        """There is no further token; what was held back."""
         self.finish = Finish.STOP
-        return self.text.finish()
+        return self._last()
+
+    def _last(self) -> Said:
+        said = self.reader.push(self.text.finish()) + self.reader.finish()
+        if self.finish is Finish.STOP and self.reader.called:
+            self.finish = Finish.TOOL_CALLS
+        return said
 
     def replay(self, tokens: Iterable[int], runtime: Runtime) -> None:
         """Take what was drawn elsewhere; what comes after the answer's end is none of it."""
@@ -133,7 +143,8 @@ def generation_of(job: Job, *, submitted: float, due: float, context_length: int
             sampler=replace(job.sampler, choice=index) if index else job.sampler,
             limit=limit,
             due=due,
-            text=Text(job.stops, skip=job.resume.emitted_chars if job.resume else 0),
+            text=Text(job.stops),
+            reader=Reader(job.form, index, job.resume),
             constraint=job.constraint() if job.constraint else None,
             tokens=list(job.prompt),
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from meshnode.inference import Priority, Resume
+from meshnode.worker.reader import PLAIN, Form
 from meshnode.worker.sampling import Constraint, Sampler
 
 
@@ -25,6 +26,8 @@ class Job:
     constraint: Callable[[], Constraint] | None = None
     """Makes what a choice must follow; it changes with every token."""
     priority: Priority = Priority.DEFAULT
+    form: Form = PLAIN
+    """How the answers are to be read."""
     chain: tuple[int, ...] = ()
     """Hashes of the prompt's text, block by block (design D22): by them others learn what is cached here."""
     resume: Resume | None = None

@@ -16,18 +16,21 @@ import time
 import traceback
 from collections.abc import Collection, Sequence
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar, assert_never
 
 import msgspec
 
+from meshnode import tools
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
-from meshnode.inference import MAX_BIASES, MAX_CHOICES, MAX_TOP_LOGPROBS, Event, Message, Request, ResponseFormat, Sampling
-from meshnode.worker import confinement, sampling
-from meshnode.worker.answer_format import Constraints, constraints_of
+from meshnode.inference import MAX_BIASES, MAX_CHOICES, MAX_TOP_LOGPROBS, Event, Request, Sampling
+from meshnode.worker import confinement, machine, sampling
+from meshnode.worker.answer_format import constraints_of
 from meshnode.worker.constraint import Grammars
+from meshnode.worker.dialect import dialect_of, opening
 from meshnode.worker.embedding import Embedder
-from meshnode.worker.engine import Engine, Happening
+from meshnode.worker.engine import MAX_PARKED, Engine, Happening
 from meshnode.worker.gguf import Facts
 from meshnode.worker.job import Job
 from meshnode.worker.llama import LlamaRuntime
@@ -35,6 +38,7 @@ from meshnode.worker.machine import MemoryShort
 from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
 from meshnode.worker.prompt import Tokenizer
 from meshnode.worker.protocol import Cached, Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
+from meshnode.worker.reader import PLAIN, Form
 from meshnode.worker.renderer import CHATML, Renderer
 from meshnode.worker.vocabulary import Vocabulary
 
@@ -84,7 +88,8 @@ class _Model:
         )
         renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())
         controls = runtime.control_texts()
-        self.engine = Engine(runtime, clock=time.monotonic)
+        free = machine.memory_available() or 4 * MAX_PARKED
+        self.engine = Engine(runtime, clock=time.monotonic, max_parked=min(MAX_PARKED, free // 4))
         self.context_length = runtime.context_length
         self.note = "" if facts.chat_template else "The file has no chat template; ChatML is used."
         self._facts = facts
@@ -95,6 +100,8 @@ class _Model:
         """Made when first asked for: it takes memory of its own."""
         self._render = renderer.render
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
+        self._dialect = dialect_of(facts.chat_template, takes_tools=renderer.takes_tools)
+        self._marks = {token: text for text in self._dialect.texts for token in control(runtime, text)}
         # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
         self._stops = () if facts.chat_template or _END_OF_TURN in controls else (_END_OF_TURN,)
 
@@ -104,22 +111,25 @@ class _Model:
             raise Unsupported("This model makes embeddings, and writes no text.", hint="Ask /v1/embeddings.", param="model")
         check(request)
         check_tokens(request, self._vocabulary)
+        wanted = wanted_tools(request)
+        # All of such an answer follows its form: there is no room for thoughts and calls, and nothing is taken for one.
+        formed = request.response_format.kind != "text"
+        prompt = self._render(request.messages, request.tools if wanted.names else None)
+        forced, begun = opening(self._dialect, wanted, prompt)
         return Job(
             stream=stream,
-            prompt=self._tokens(self._render(request.messages)),
+            prompt=self._tokens((*prompt, *forced)),
             sampler=sampler(request.sampling, self._facts, self._ending),
             n=request.n,
             max_tokens=request.sampling.max_tokens,
             stops=request.sampling.stop + self._stops,
             logprobs=request.logprobs.top if request.logprobs else None,
-            constraint=self._constraints(request.response_format),
+            constraint=constraints_of(request.response_format, self._grammars) if formed else None,
+            form=PLAIN if formed else self._form(request, wanted, begun),
             priority=request.priority,
             chain=chain,
             resume=request.resume,
         )
-
-    def _constraints(self, asked: ResponseFormat) -> Constraints | None:
-        return None if asked.kind == "text" else constraints_of(asked, self._grammars)
 
     def embed(self, stream: int, request: Request, inputs: Sequence[str]) -> None:
         """Queue texts to embed. Raises a MeshnodeError, also where the model cannot."""
@@ -151,16 +161,49 @@ class _Model:
         runtime = self._runtime
         return Grammars(Vocabulary([runtime.piece(token) for token in range(runtime.vocabulary())], runtime.ending()))
 
+    def _form(self, request: Request, wanted: tools.Tools, begun: str) -> Form:
+        dialect = self._dialect
+        shown = {token: text for token, text in self._marks.items() if wanted.names or text in (dialect.thinking or ())}
+        return Form(
+            thinking=dialect.thinking,
+            marks=dialect.marks,
+            kinds=tools.kinds(request.tools) if request.tools is not None and wanted.names else {},
+            parallel=request.parallel_tool_calls and wanted.choice is not tools.Choice.FUNCTION,
+            begun=begun,
+            seed=seed(request) if wanted.names else "",
+            short_ids=dialect.short_ids,
+            controls={token: text.encode() for token, text in shown.items()},
+        )
+
+
+def control(runtime: LlamaRuntime, text: str) -> tuple[int, ...]:
+    """The control token of this text, whose piece is empty, if the model has one."""
+    tokens = runtime.tokenize(text, True)
+    return (tokens[0],) if len(tokens) == 1 and not runtime.piece(tokens[0]) else ()
+
+
+def seed(request: Request) -> str:
+    """Of the ids of its calls. A client may give all its requests the same id, but a conversation grows."""
+    return f"{request.id}/{blake2b(msgspec.msgpack.encode(request.messages), digest_size=16).hexdigest()}"
+
+
+def wanted_tools(request: Request) -> tools.Tools:
+    """The tools for this answer, once everything about tools is known to be right: a peer may send anything."""
+    for index, message in enumerate(request.messages):
+        if message.tool_calls is not None:
+            tools.calls(message.tool_calls, f"messages[{index}].tool_calls")
+    names = tools.names(request.tools) if request.tools is not None else ()
+    return tools.requested(names, request.tool_choice)
+
 
 def check(request: Request) -> None:
     """Refuse by name what this worker cannot do yet, and values that make no sense."""
-    unsupported = {
-        "tools": request.tools is not None or any(map(_uses_tools, request.messages)),
-    }
+    formed = request.response_format.kind != "text"
+    unsupported = {"response_format": formed and bool(wanted_tools(request).names)}
     asked = request.sampling
     invalid = {
         "n": not 1 <= request.n <= MAX_CHOICES,
-        "resume": request.resume is not None and (request.n > 1 or request.resume.emitted_chars < 0),
+        "resume": request.resume is not None and (request.n > 1 or min(request.resume.emitted) < 0),
         "messages": bool(request.messages) == (request.inputs is not None),
         "temperature": asked.temperature is not None and not asked.temperature >= 0,
         "top_p": asked.top_p is not None and not 0 < asked.top_p <= 1,
@@ -177,7 +220,7 @@ def check(request: Request) -> None:
         "logit_bias": len(asked.logit_bias) > MAX_BIASES or not all(_within(each.bias, -100, 100) for each in asked.logit_bias),
     }
     for param in (name for name, wrong in unsupported.items() if wrong):
-        raise Unsupported(f"This node's worker does not support {param!r} yet.", hint="Leave it out.", param=param)
+        raise Unsupported(f"This node's worker does not support {param!r} together with tools yet.", param=param)
     for param in (name for name, wrong in invalid.items() if wrong):
         raise InvalidRequest(f"The value of {param!r} is not possible.", param=param)
 
@@ -197,10 +240,6 @@ def check_tokens(request: Request, vocabulary: int) -> None:
         for token in (token for token in tokens if not 0 <= token < vocabulary):
             message = f"{param!r} names token {token}; this model's are 0 to {vocabulary - 1}."
             raise InvalidRequest(message, param=param)
-
-
-def _uses_tools(message: Message) -> bool:
-    return message.role == "tool" or message.tool_calls is not None or message.tool_call_id is not None
 
 
 def sampler(asked: Sampling, facts: Facts, ending: Collection[int] = ()) -> sampling.Sampler:

@@ -9,35 +9,24 @@ from collections.abc import Sequence
 
 
 class Text:
-    """The text of one choice as it grows. `stopped` turns true with the push that completes a stop string.
+    """The text of one choice as it grows. `stopped` turns true with the push that completes a stop string."""
 
-    The first `skip` characters are not shown: who asks has them already.
-    """
-
-    def __init__(self, stops: Sequence[str] = (), *, skip: int = 0) -> None:
+    def __init__(self, stops: Sequence[str] = ()) -> None:
         assert all(stops), "an empty stop string would stop everything"
         self.stopped = False
-        self._skip = skip
         self._stops = tuple(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
     def push(self, piece: bytes) -> str:
         """What may be shown now that the next token brought `piece`: up to the stop string, without it."""
-        return self._beyond(self._release(self._decoder.decode(piece)))
+        return self._release(self._decoder.decode(piece))
 
     def finish(self) -> str:
         """The rest: what was held back did not become a stop string; half a character becomes U+FFFD."""
         shown = self._release(self._decoder.decode(b"", final=True))
         shown, self._held = shown + self._held, ""
-        return self._beyond(shown)
-
-    def _beyond(self, shown: str) -> str:
-        if not self._skip:
-            return shown
-        skipped = min(self._skip, len(shown))
-        self._skip -= skipped
-        return shown[skipped:]
+        return shown
 
     def _release(self, new: str) -> str:
         if not self._stops or self.stopped:
@@ -47,12 +36,12 @@ class Text:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        keep = max(_overlap(text, stop) for stop in self._stops)
+        keep = max(overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """How many characters at the end of `text` are the beginning of `stop`."""
     for count in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:count]):

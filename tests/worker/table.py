@@ -8,9 +8,9 @@ import numpy as np
 from meshnode.worker.runtime import NoRoom, Span
 from meshnode.worker.sampling import Logits
 
-VOCABULARY = 100
-END = 99
-"""The token that ends an answer; token t < 99 is the letter chr(t)."""
+VOCABULARY = 128
+END = 127
+"""The token that ends an answer; token t < 127 is the letter chr(t)."""
 
 
 @dataclass

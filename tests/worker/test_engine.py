@@ -1,6 +1,7 @@
 """The scheduler over a runtime that is a table of what to say: which rows each step had is read from its log."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,9 +13,11 @@ from worker.table import END, VOCABULARY, Table  # noqa: E402
 from meshnode.errors import ContextTooLong, InternalError, Overloaded  # noqa: E402 - after the check for the extra
 from meshnode.inference import Chunk, End, Finish, Phase, Priority, Progress, Resume, Usage  # noqa: E402
 from meshnode.worker import schedule  # noqa: E402
+from meshnode.worker.dialect import dialect_of  # noqa: E402
 from meshnode.worker.engine import Engine, Happening  # noqa: E402
 from meshnode.worker.job import Job  # noqa: E402
 from meshnode.worker.penalties import Bias  # noqa: E402
+from meshnode.worker.reader import Form  # noqa: E402
 from meshnode.worker.runtime import Span  # noqa: E402
 from meshnode.worker.sampling import Sampler  # noqa: E402
 
@@ -72,6 +75,62 @@ def test_max_tokens_ends_an_answer() -> None:
     assert text(happened, 1) == "HE"
     assert chunks(happened, 1)[-1].finish is Finish.LENGTH
     assert sum(chunk.finish is not None for chunk in chunks(happened, 1)) == 1
+
+
+def calling(answer: str, *, parallel: bool = True, max_tokens: int | None = None, resume: Resume | None = None) -> list[Chunk]:
+    """What an engine makes of `answer`, in which \1 is the control token that begins a call."""
+    engine = engine_over(Table(answer=answer, context_length=200))
+    form = Form(
+        thinking=("<t>", "</t>"), marks=HERMES, kinds={"f": {}}, parallel=parallel, controls={1: b"<tool_call>"}, seed="r"
+    )
+    engine.submit(replace(job(1, max_tokens=max_tokens), form=form, resume=resume))
+    return chunks(run(engine), 1)
+
+
+HERMES = dialect_of("tools <tool_call>", takes_tools=True).marks
+CALL = '\1{"name": "f", "arguments": {"x": 1}}</tool_call>'
+
+
+def test_thoughts_text_and_calls_come_apart_and_the_finish_says_so() -> None:
+    said = calling("<t>HM</t>YES" + CALL + CALL)
+
+    assert "".join(chunk.reasoning for chunk in said) == "HM"
+    assert "".join(chunk.text for chunk in said) == "YES"
+    assert [(call.index, call.name, call.arguments) for chunk in said for call in chunk.tool_calls] == [
+        (0, "f", '{"x": 1}'),
+        (1, "f", '{"x": 1}'),
+    ]
+    assert said[-1].finish is Finish.TOOL_CALLS
+    assert sum(len(chunk.token_ids) for chunk in said) == len("<t>HM</t>YES" + CALL + CALL) + 1
+
+
+def test_where_one_call_is_wanted_the_answer_ends_with_it() -> None:
+    said = calling(CALL + CALL, parallel=False)
+
+    assert len([call for chunk in said for call in chunk.tool_calls]) == 1
+    assert said[-1].finish is Finish.TOOL_CALLS
+    assert sum(len(chunk.token_ids) for chunk in said) == CALL.index("</tool_call>")
+
+
+def test_a_call_that_is_cut_off_is_text_and_the_finish_is_the_limit() -> None:
+    said = calling(CALL, max_tokens=9)
+
+    assert "".join(chunk.text for chunk in said) == '<tool_call>{"name":'
+    assert said[-1].finish is Finish.LENGTH
+
+
+@pytest.mark.parametrize("cut", [1, 5, 8, 12, 20, 60, 95])
+def test_an_answer_with_thoughts_and_calls_goes_on_where_another_node_left_it(cut: int) -> None:
+    whole = calling("<t>HM</t>YES" + CALL + CALL)
+    before, after = whole[:cut], whole[cut:]
+    resume = Resume(
+        token_ids=tuple(token for chunk in before for token in chunk.token_ids),
+        emitted_chars=sum(len(chunk.text) for chunk in before),
+        emitted_reasoning=sum(len(chunk.reasoning) for chunk in before),
+        emitted_arguments=sum(len(call.arguments) for chunk in before for call in chunk.tool_calls),
+    )
+
+    assert calling("<t>HM</t>YES" + CALL + CALL, resume=resume) == after
 
 
 def test_the_full_context_ends_an_answer_whatever_max_tokens_says() -> None:
@@ -324,18 +383,20 @@ def test_free_room_in_the_cache_is_told() -> None:
     assert engine.kv_free_tokens == 80
 
 
-def test_decoding_streams_stand_in_the_order_of_their_slots() -> None:
-    engine = engine_over(table := Table(slots=4, answer="X" * 9))
+@pytest.mark.parametrize("unified", [True, False])
+def test_streams_stand_in_the_order_of_their_slots(*, unified: bool) -> None:
+    """In a pool only those that decode: prompts come last."""
+    engine = engine_over(table := Table(slots=4, answer="X" * 9, unified=unified))
     for stream in range(4):
         engine.submit(job(stream, prompt=(stream + 1, 0)))
     engine.step()
     engine.cancel(1)
     engine.submit(job(5, prompt=(9, 9, 0)))
     run(engine)
+    rows = [[span.slot for span in step if len(span.tokens) == 1 or not unified] for step in table.steps]
 
-    assert all(
-        step == sorted(step) for step in slots_of([[span for span in step if len(span.tokens) == 1] for step in table.steps])
-    )
+    assert all(step == sorted(step) for step in rows)
+    assert [[len(span.tokens) for span in step] for step in table.steps[1:2]] == [[1, 1, 1, 3] if unified else [1, 3, 1, 1]]
 
 
 def test_a_prompt_shares_what_a_running_stream_has_read() -> None:
@@ -457,6 +518,15 @@ def test_several_choices_read_their_prompt_once() -> None:
     assert isinstance(happened[-1][1], End)
 
 
+def test_choices_need_no_room_for_the_prompt_that_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "EXPECTED", 5)
+    engine = engine_over(table := Table(slots=3, pool=60, context_length=60, batch_size=60, answer="XYZ"))
+    engine.submit(Job(stream=1, prompt=(5,) * 29 + (0,), sampler=Sampler(seed=1, temperature=0), n=3))
+    run(engine)
+
+    assert [[len(span.tokens) for span in step] for step in table.steps] == [[30]] + [[1, 1, 1]] * 3
+
+
 def test_choices_without_a_slot_wait_and_share_the_prompt_later() -> None:
     engine = engine_over(table := Table(slots=2, answer="XYZ"))
     engine.submit(Job(stream=1, prompt=(5,) * 9 + (0,), sampler=Sampler(seed=1, temperature=0), n=5))
@@ -485,7 +555,7 @@ def test_an_answer_that_had_ended_elsewhere_ends_without_a_step(said: list[int],
     engine.submit(Job(stream=1, prompt=(5, 0), sampler=sampler, resume=resume, max_tokens=4 if finish is Finish.LENGTH else None))
     happened = run(engine)
 
-    assert happened[0] == (1, Chunk(choice=0, text=bytes(said[2:]).decode().rstrip("c"), finish=finish))
+    assert happened[0] == (1, Chunk(choice=0, text=bytes(said[2:]).decode().rstrip(chr(END)), finish=finish))
     assert end(happened, 1).usage.completion_tokens == len(said)
     assert table.steps == []
 
