@@ -21,16 +21,16 @@ MAX_TOP_LOGPROBS = 20
 """OpenAI's bound."""
 MAX_TOKEN_TEXT = 256
 """Bytes of a token's text beside its log-probability; longer ones, runs of blanks mostly, are cut. So twenty fit into a frame."""
+MAX_INPUTS = 2048
+"""Texts in one request for embeddings; OpenAI's bound."""
+MAX_SCHEMA = 64 * 1024
+"""Bytes of a schema or a grammar (security rule 15): ten times what people write."""
 MAX_TOOL_CALLS = 128
 """In one choice of an answer; OpenAI's bound of tools in a request. What a model writes beyond stays text."""
 MAX_TOOL_NAME = 128
 """MCP's bound, twice OpenAI's."""
 MAX_ARGUMENTS_PIECE = 16 * 1024
 """Characters of a call's arguments in one event; there may be any number of them."""
-MAX_INPUTS = 2048
-"""Texts in one request for embeddings; OpenAI's bound."""
-MAX_SCHEMA = 64 * 1024
-"""Bytes of a schema or a grammar (security rule 15): ten times what people write."""
 LOWEST_LOGPROB = -9999.0
 """OpenAI's number for what is next to impossible: JSON has no infinity."""
 

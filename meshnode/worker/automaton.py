@@ -32,6 +32,8 @@ _BOTTOM = 0
 Place = tuple[int, int]
 """A node, and the frame to return to."""
 Table = NDArray[np.int32]
+_Readers = tuple[dict[int, list[Place]], dict[tuple[int, int], list[Place]]]
+"""Where a byte leads, by that byte, and by the first and last of a range that it is in."""
 
 
 class Exhausted(Exception):
@@ -53,6 +55,7 @@ class Automaton:
         self._frame_ids: dict[Place, int] = {}
         self._states: list[tuple[frozenset[Place], bool]] = []
         self._state_ids: dict[tuple[frozenset[Place], bool], int] = {}
+        self._readers: dict[int, _Readers] = {}
         self._kept = 0
         self.start = self._state([(network.starts[network.root], _BOTTOM)])
 
@@ -109,20 +112,31 @@ class Automaton:
             node, frame, _ = self._frames[frame]
             yield node
 
-    def _after(self, state: int, byte: int) -> Iterable[Place]:
-        nodes = self.network.nodes
-        found = set()
+    def _after(self, state: int, byte: int) -> list[Place]:
+        single, ranges = self._readers.get(state) or self._index(state)
+        self._work(len(ranges))
+        return single.get(byte, []) + [place for (low, high), places in ranges.items() if low <= byte <= high for place in places]
+
+    def _index(self, state: int) -> _Readers:
+        """What its places read, by byte, so that each further byte does not look at all of them."""
+        single: dict[int, list[Place]] = {}
+        ranges: dict[tuple[int, int], list[Place]] = {}
         for node, frame in self._states[state][0]:
-            self._work()
-            reader = nodes[node]
+            reader = self.network.nodes[node]
             assert isinstance(reader, Read)
-            found |= {(then, frame) for low, high, then in reader.edges if low <= byte <= high}
-        return found
+            self._work(len(reader.edges))
+            for low, high, then in reader.edges:
+                if low == high:
+                    single.setdefault(low, []).append((then, frame))
+                else:
+                    ranges.setdefault((low, high), []).append((then, frame))
+        self._readers[state] = single, ranges
+        return single, ranges
 
     def _state(self, places: Iterable[Place]) -> int:
         """The state of all reading nodes that `places` lead to."""
-        todo = list(places)
-        seen = set(todo)
+        seen = set(places)
+        todo = list(seen)
         reading = []
         complete = False
         while todo:
@@ -175,7 +189,7 @@ class Automaton:
             self._frames.append((node, below, depth))
         return frame
 
-    def _work(self) -> None:
-        self.granted -= 1
+    def _work(self, places: int = 1) -> None:
+        self.granted -= places
         if self.granted < 0:
             raise Exhausted

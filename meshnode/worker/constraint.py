@@ -14,10 +14,10 @@ from meshnode.worker.network import network
 from meshnode.worker.sampling import Logits
 from meshnode.worker.vocabulary import Vocabulary
 
-GRANT = 300_000
-"""Places that may be looked at in one go: some 0.2 s, in which the model's other answers wait."""
+GRANT = 150_000
+"""Places that may be looked at in one go: 0.1 to 0.2 s, in which the model's other answers wait."""
 REFILL = 10_000
-"""For each token, up to `GRANT` again. An ordinary grammar takes less than this for its first dozen tokens, then next to none."""
+"""For each token, up to `GRANT` again. For JSON and 150,000 tokens, a state not met before takes at most so many, then none."""
 MAX_AUTOMATA = 8
 """Kept for other answers by the same grammar."""
 MAX_MASKS = 256

@@ -32,8 +32,8 @@ class Choice:
     due: float
     """See `schedule.due`."""
     text: Text
-    reader: Reader
     constraint: Constraint | None
+    reader: Reader
     tokens: list[int]
     """The prompt's, then the `drawn` ones of the answer."""
     drawn: int = 0
@@ -74,20 +74,21 @@ class Choice:
         ended = runtime.ends(token)
         piece = self.generation.job.form.controls.get(token) or runtime.piece(token)
         said = self.reader.push("" if ended else self.text.push(piece))
-        if ended or self.text.stopped or self.reader.complete or (self.constraint is not None and self.constraint.final):
+        final = self.constraint is not None and self.constraint.final
+        if ended or self.text.stopped or self.reader.complete or final:
             self.finish = Finish.STOP
         elif self.drawn >= self.limit:
             self.finish = Finish.LENGTH
         else:
             return said
-        return said + self._rest()
+        return said + self._last()
 
     def end(self) -> Said:
         """There is no further token; what was held back."""
         self.finish = Finish.STOP
-        return self._rest()
+        return self._last()
 
-    def _rest(self) -> Said:
+    def _last(self) -> Said:
         said = self.reader.push(self.text.finish()) + self.reader.finish()
         if self.finish is Finish.STOP and self.reader.called:
             self.finish = Finish.TOOL_CALLS

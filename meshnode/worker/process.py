@@ -24,9 +24,9 @@ import msgspec
 
 from meshnode import tools
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
-from meshnode.inference import MAX_BIASES, MAX_CHOICES, MAX_TOP_LOGPROBS, Event, Request, ResponseFormat, Sampling
+from meshnode.inference import MAX_BIASES, MAX_CHOICES, MAX_TOP_LOGPROBS, Event, Request, Sampling
 from meshnode.worker import confinement, machine, sampling
-from meshnode.worker.answer_format import Constraints, constraints_of
+from meshnode.worker.answer_format import constraints_of
 from meshnode.worker.constraint import Grammars
 from meshnode.worker.dialect import dialect_of, opening
 from meshnode.worker.embedding import Embedder
@@ -38,7 +38,7 @@ from meshnode.worker.machine import MemoryShort
 from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
 from meshnode.worker.prompt import Tokenizer
 from meshnode.worker.protocol import Cached, Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
-from meshnode.worker.reader import Form
+from meshnode.worker.reader import PLAIN, Form
 from meshnode.worker.renderer import CHATML, Renderer
 from meshnode.worker.vocabulary import Vocabulary
 
@@ -112,6 +112,8 @@ class _Model:
         check(request)
         check_tokens(request, self._vocabulary)
         wanted = wanted_tools(request)
+        # All of such an answer follows its form: there is no room for thoughts and calls, and nothing is taken for one.
+        formed = request.response_format.kind != "text"
         prompt = self._render(request.messages, request.tools if wanted.names else None)
         forced, begun = opening(self._dialect, wanted, prompt)
         return Job(
@@ -122,15 +124,12 @@ class _Model:
             max_tokens=request.sampling.max_tokens,
             stops=request.sampling.stop + self._stops,
             logprobs=request.logprobs.top if request.logprobs else None,
-            form=self._form(request, wanted, begun),
-            constraint=self._constraints(request.response_format),
+            constraint=constraints_of(request.response_format, self._grammars) if formed else None,
+            form=PLAIN if formed else self._form(request, wanted, begun),
             priority=request.priority,
             chain=chain,
             resume=request.resume,
         )
-
-    def _constraints(self, asked: ResponseFormat) -> Constraints | None:
-        return None if asked.kind == "text" else constraints_of(asked, self._grammars)
 
     def embed(self, stream: int, request: Request, inputs: Sequence[str]) -> None:
         """Queue texts to embed. Raises a MeshnodeError, also where the model cannot."""
@@ -199,6 +198,8 @@ def wanted_tools(request: Request) -> tools.Tools:
 
 def check(request: Request) -> None:
     """Refuse by name what this worker cannot do yet, and values that make no sense."""
+    formed = request.response_format.kind != "text"
+    unsupported = {"response_format": formed and bool(wanted_tools(request).names)}
     asked = request.sampling
     invalid = {
         "n": not 1 <= request.n <= MAX_CHOICES,
@@ -218,6 +219,8 @@ def check(request: Request) -> None:
         "frequency_penalty": not _within(asked.frequency_penalty, -2, 2),
         "logit_bias": len(asked.logit_bias) > MAX_BIASES or not all(_within(each.bias, -100, 100) for each in asked.logit_bias),
     }
+    for param in (name for name, wrong in unsupported.items() if wrong):
+        raise Unsupported(f"This node's worker does not support {param!r} together with tools yet.", param=param)
     for param in (name for name, wrong in invalid.items() if wrong):
         raise InvalidRequest(f"The value of {param!r} is not possible.", param=param)
 

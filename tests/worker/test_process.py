@@ -9,8 +9,8 @@ from typing import cast
 import msgspec
 import numpy as np
 
-from meshnode.errors import InvalidRequest, RequestError
-from meshnode.inference import MAX_BIASES, MAX_CHOICES, Bias, Logprobs, Message, Request, Resume, Sampling
+from meshnode.errors import InvalidRequest, RequestError, Unsupported
+from meshnode.inference import MAX_BIASES, MAX_CHOICES, Bias, Logprobs, Message, Request, ResponseFormat, Resume, Sampling
 from meshnode.tools import Choice, Tools
 from meshnode.worker.engine import Engine
 from meshnode.worker.gguf import Facts
@@ -45,6 +45,15 @@ def test_a_plain_request_passes() -> None:
     check(PLAIN)
     check(msgspec.structs.replace(PLAIN, messages=(), inputs=("a",)))
     check(msgspec.structs.replace(PLAIN, sampling=Sampling(temperature=0, top_p=1, top_k=0, seed=-5, max_tokens=1, stop=("x",))))
+
+
+def test_an_answer_of_a_form_cannot_call_tools_yet() -> None:
+    tools = '[{"type":"function","function":{"name":"f"}}]'
+    form = ResponseFormat(kind="json_object")
+
+    assert refused(Unsupported, response_format=form, tools=tools) == "response_format"
+    check(msgspec.structs.replace(PLAIN, response_format=form, tools=tools, tool_choice='"none"'))
+    check(msgspec.structs.replace(PLAIN, response_format=form))
 
 
 @pytest.mark.parametrize(
