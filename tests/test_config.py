@@ -182,3 +182,11 @@ def test_every_setting_says_why_it_is_as_it_is() -> None:
 
 def test_every_setting_has_a_row_in_the_table() -> None:
     assert {option.key for option in OPTIONS} == set(Settings.__struct_fields__)
+
+
+def test_folders_of_models_must_be_there(home: dict[str, str], tmp_path: Path) -> None:
+    given = load({"models_dir": [str(tmp_path)]}, home)
+
+    assert (given.models_dir, given.keep_alive) == ((tmp_path,), 300)
+    with pytest.raises(ConfigurationError, match=r"--models-dir .*nowhere: there is no such folder"):
+        load({"models_dir": [str(tmp_path / "nowhere")]}, home)

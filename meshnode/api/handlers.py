@@ -176,6 +176,7 @@ def _model_object(listing: Listing, created: int) -> dict[str, object]:
             "size": listing.size,
             "context_length": listing.context_length,
             "nodes": listing.nodes,
+            "loaded_on": listing.loaded_on,
         },
     }
 

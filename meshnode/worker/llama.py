@@ -10,8 +10,9 @@ Traps that shape this file (llama-cpp-python 0.3.36):
 
 import ctypes
 import itertools
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from llama_cpp import _ggml
 from llama_cpp import llama_cpp as c
 
 from meshnode.errors import ConfigurationError, ModelUnavailable, Unsupported
-from meshnode.worker import machine
+from meshnode.worker import machine, memory
 from meshnode.worker.embedding import Vectors
 from meshnode.worker.gguf import Facts
 from meshnode.worker.runtime import NoRoom, Span
 from meshnode.worker.sampling import Logits
+from meshnode.worker.threads import ThreadCount
 
 BATCH = 512
 """Rows of one batch, and of one pass over the weights. More helps prefill a little on a GPU and costs memory."""
@@ -80,8 +82,20 @@ class _Log:
 class LlamaRuntime:
     """One loaded model with a KV cache of `slots` times `context_length` tokens, a few more where llama.cpp rounds up."""
 
-    def __init__(self, path: Path, facts: Facts, *, slots: int, context_length: int, unified: bool = True) -> None:
-        """Load `path`; raises ConfigurationError with llama.cpp's last words when it refuses."""
+    def __init__(
+        self,
+        path: Path,
+        facts: Facts,
+        *,
+        slots: int,
+        context_length: int,
+        unified: bool = True,
+        memory_free: int | None = None,
+    ) -> None:
+        """Load `path`; raises ConfigurationError with llama.cpp's last words when it refuses.
+
+        `memory_free` are the bytes of main memory that it may take; None: not known.
+        """
         self._log = _Log()
         c.llama_backend_init()
         self.slots = slots
@@ -90,7 +104,7 @@ class LlamaRuntime:
         self.context_length = min(self.pool, max(context_length, facts.context_length)) if unified else context_length
         self.batch_size = BATCH
         self.on_gpu = gpus() > 0
-        self._check_memory(path, facts)
+        self._check_memory(path, facts, memory_free)
         self._model = self._load(path)
         self._context = self._open_context(path, facts)
         self._memory = c.llama_get_memory(self._context)
@@ -103,13 +117,12 @@ class LlamaRuntime:
         self._ends = frozenset(token for token in range(self._size) if c.llama_vocab_is_eog(self._vocab, token))
         self._rows = _Rows(BATCH, slots)
 
-    def _check_memory(self, path: Path, facts: Facts) -> None:
+    def _check_memory(self, path: Path, facts: Facts, free: int | None) -> None:
         """On a GPU the weights go elsewhere, and llama.cpp itself refuses what does not fit there."""
-        available = None if self.on_gpu else machine.memory_available()
-        needed = facts.memory_needed(self.pool)
-        if available is not None and needed > available:
+        needed = memory.need(facts, slots=self.slots, context_length=self.pool // self.slots)
+        if free is not None and needed.total > free and not self.on_gpu:
             raise machine.MemoryShort(
-                f"{path} does not fit in memory: it needs about {machine.human(needed)}, {machine.human(available)} are free.",
+                f"{path} does not fit in memory: it needs about {needed}; {machine.human(free)} are free.",
                 hint="Free memory, take fewer slots or a shorter context, or a smaller quantisation.",
             )
 
@@ -132,12 +145,13 @@ class LlamaRuntime:
         return model
 
     def _open_context(self, path: Path, facts: Facts) -> c.llama_context_p:
-        threads = min(machine.cores(), 1 + facts.size // BYTES_PER_THREAD)
+        self._thread_limit = min(machine.cores(), 1 + facts.size // BYTES_PER_THREAD)
+        self._threads = ThreadCount(self._thread_limit)
         params = c.llama_context_default_params()
         params.n_ctx = self.pool if self.unified else self.slots * _padded(self.context_length)
         params.n_batch = params.n_ubatch = BATCH
         params.n_seq_max = self.slots
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = params.n_threads_batch = self._threads.count
         params.rope_scaling_type = c.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED
         params.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_AUTO
         params.type_k = params.type_v = c.GGML_TYPE_F16
@@ -159,7 +173,7 @@ class LlamaRuntime:
 
     def decode(self, spans: Sequence[Span]) -> Sequence[Logits]:
         batch = self._rows.fill(spans)
-        code = c.llama_decode(self._context, batch)
+        code = self._adapting(lambda: c.llama_decode(self._context, batch))
         if code == _NO_ROOM:
             raise NoRoom
         if code != 0:
@@ -172,6 +186,28 @@ class LlamaRuntime:
 
     def cut(self, slot: int, length: int) -> bool:
         return bool(c.llama_memory_seq_rm(self._memory, slot, length, -1))
+
+    def set_threads(self, count: int) -> None:
+        """Use at most `count` threads from the next batch on."""
+        self._threads.set_limit(min(count, self._thread_limit))
+        self._use_threads()
+
+    def _use_threads(self) -> None:
+        c.llama_set_n_threads(self._context, self._threads.count, self._threads.count)
+
+    def _adapting(self, decode: Callable[[], int]) -> int:
+        """Run `decode` and learn from it how many threads the next one should have."""
+        before, wall, cpu = self._threads.count, time.monotonic(), time.process_time()
+        code = decode()
+        now = time.monotonic()
+        self._threads.observe(wall=now - wall, cpu=time.process_time() - cpu, now=now)
+        if self._threads.count != before:
+            self._use_threads()
+        return code
+
+    def threads(self) -> int:
+        """How many llama.cpp uses now."""
+        return int(c.llama_n_threads(self._context))
 
     def copy(self, source: int, target: int, length: int) -> bool:
         """In a cache in parts, copying a part of a sequence is an assertion failure. A recurrent state has no beginning."""

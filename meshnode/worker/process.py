@@ -37,7 +37,21 @@ from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.machine import MemoryShort
 from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
 from meshnode.worker.prompt import Tokenizer
-from meshnode.worker.protocol import Cached, Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
+from meshnode.worker.protocol import (
+    Cached,
+    Cancel,
+    Failure,
+    Frames,
+    Load,
+    Ready,
+    Refused,
+    Step,
+    Submit,
+    Threads,
+    ToChild,
+    ToParent,
+    frame,
+)
 from meshnode.worker.reader import PLAIN, Form
 from meshnode.worker.renderer import CHATML, Renderer
 from meshnode.worker.vocabulary import Vocabulary
@@ -85,6 +99,7 @@ class _Model:
             slots=load.slots,
             context_length=load.context_length,
             unified=load.unified,
+            memory_free=load.memory_free,
         )
         renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())
         controls = runtime.control_texts()
@@ -92,6 +107,8 @@ class _Model:
         self.engine = Engine(runtime, clock=time.monotonic, max_parked=min(MAX_PARKED, free // 4))
         self.context_length = runtime.context_length
         self.note = "" if facts.chat_template else "The file has no chat template; ChatML is used."
+        self.on_gpu = runtime.on_gpu
+        self.set_threads = runtime.set_threads
         self._facts = facts
         self._ending = runtime.ending()
         self._vocabulary = runtime.vocabulary()
@@ -273,6 +290,8 @@ def _queue(commands: list[ToChild], waiting: dict[int, Submit], model: _Model) -
             case Cancel(stream=stream):
                 if waiting.pop(stream, None) is None:
                     model.cancel(stream)
+            case Threads(count=count):
+                model.set_threads(count)
             case Submit(stream=stream):
                 waiting[stream] = command
             case Load():
@@ -351,7 +370,7 @@ def _load(channel: _Channel) -> _Model | None:
         message = error.message.encode("utf-8", "replace").decode()  # it may name a file whose name is no UTF-8
         channel.send(Refused(message=message, hint=error.hint, permanent=not isinstance(error, MemoryShort)))
         return None
-    channel.send(Ready(context_length=model.context_length, note=model.note))
+    channel.send(Ready(context_length=model.context_length, note=model.note, on_gpu=model.on_gpu))
     return model
 
 
