@@ -14,6 +14,8 @@ import msgspec
 import trio
 
 from meshnode.api.completion import DONE, ChunkStream, Collected, Identity, comment
+from meshnode.api.embeddings import Collected as Vectors
+from meshnode.api.embeddings import embeddings_request
 from meshnode.api.exchange import Answer, Exchange, json_response
 from meshnode.api.http import Headers, Response, header_text
 from meshnode.api.openai import chat_request, error_object
@@ -53,6 +55,16 @@ async def chat_completions(exchange: Exchange) -> AsyncIterator[Response]:
             async for batch in answer.events:
                 collected.add(batch)
             yield json_response(collected.completion(identity(answer)), headers=_served_by(answer))
+
+
+@asynccontextmanager
+async def embeddings(exchange: Exchange) -> AsyncIterator[Response]:
+    asked = embeddings_request(exchange.request.body, request_id=exchange.id)
+    async with exchange.node.submit(asked.request) as answer:
+        collected = Vectors(asked)
+        async for batch in answer.events:
+            collected.add(batch)
+        yield json_response(collected.response(answer.model), headers=_served_by(answer))
 
 
 def _served_by(answer: Answer) -> Headers:

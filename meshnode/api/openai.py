@@ -5,7 +5,7 @@ fields are ignored, as the API promises; known ones that would change the answer
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -16,6 +16,7 @@ from meshnode.api.sampling import Fields, sampling
 from meshnode.errors import InvalidRequest, MeshnodeError, Unsupported
 from meshnode.names import printable
 
+T = TypeVar("T")
 _Object = dict[str, object]
 _ABSENT = msgspec.Raw()
 
@@ -62,6 +63,8 @@ class _Body(Fields, frozen=True, kw_only=True):
     functions: msgspec.Raw = _ABSENT
     function_call: msgspec.Raw = _ABSENT
     response_format: _Format | None = None
+    grammar: str | None = None
+    """llama-server's."""
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
@@ -76,7 +79,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def chat_request(body: bytes, *, request_id: str) -> ChatRequest:
     """Raises InvalidRequest or Unsupported, whose `param` names the field."""
-    asked = _decode(body)
+    asked = decoded(_DECODER, body)
     offered, choice = _tools(asked)
     check_bounds("n", asked.n, Bounds(1, inference.MAX_CHOICES))
     request = inference.Request(
@@ -88,7 +91,7 @@ def chat_request(body: bytes, *, request_id: str) -> ChatRequest:
         tools=offered,
         tool_choice=choice,
         parallel_tool_calls=asked.parallel_tool_calls is not False,
-        response_format=_response_format(asked.response_format),
+        response_format=_response_format(asked.response_format, asked.grammar),
         logprobs=_logprobs(asked),
     )
     usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
@@ -105,9 +108,10 @@ _AT = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 _FIELD = re.compile(r"required field `(\w+)`")
 
 
-def _decode(body: bytes) -> _Body:
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """A request's body. Raises InvalidRequest that names the field."""
     try:
-        return _DECODER.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _named(str(error)) from None
     except (ValueError, RecursionError) as error:
@@ -179,10 +183,10 @@ def _tools(asked: _Body) -> tuple[str | None, str | None]:
     return offered if names else None, choice
 
 
-def _text(raw: msgspec.Raw, place: str) -> str | None:
+def _text(raw: msgspec.Raw, place: str, *, limit: int = _MAX_JSON_TEXT) -> str | None:
     """JSON text as it came, for the worker to read; None when it says nothing."""
-    if len(bytes(raw)) > _MAX_JSON_TEXT:
-        raise InvalidRequest(f"`{place}` is larger than {_MAX_JSON_TEXT} bytes.", param=place)
+    if len(bytes(raw)) > limit:
+        raise InvalidRequest(f"`{place}` is larger than {limit} bytes.", param=place)
     try:
         text = bytes(raw).decode().strip()
     except UnicodeDecodeError:
@@ -190,12 +194,12 @@ def _text(raw: msgspec.Raw, place: str) -> str | None:
     return None if text in ("", "null") else text
 
 
-def _json_text(raw: msgspec.Raw, kind: object, place: str) -> str | None:
+def _json_text(raw: msgspec.Raw, kind: object, place: str, *, limit: int = _MAX_JSON_TEXT) -> str | None:
     """As `_text`, of this kind.
 
     The decoder passes over raw JSON without a look at its strings, so it is decoded here once, to be sure that the worker can.
     """
-    text = _text(raw, place)
+    text = _text(raw, place, limit=limit)
     if text is None:
         return None
     try:
@@ -205,14 +209,26 @@ def _json_text(raw: msgspec.Raw, kind: object, place: str) -> str | None:
     return text if value else None
 
 
-def _response_format(asked: _Format | None) -> inference.ResponseFormat:
+def _response_format(asked: _Format | None, grammar: str | None) -> inference.ResponseFormat:
+    if grammar:
+        return _grammar(grammar, asked)
     if asked is None:
         return inference.ResponseFormat()
     place = "response_format.json_schema.schema"
-    schema = _json_text(asked.json_schema.schema, _Object | None, place) if asked.json_schema else None
+    schema = None
+    if asked.type == "json_schema" and asked.json_schema:
+        schema = _json_text(asked.json_schema.schema, _Object | None, place, limit=inference.MAX_SCHEMA)
     if asked.type == "json_schema" and schema is None:
-        raise InvalidRequest(f"`{place}` is missing.", param=place)
+        raise InvalidRequest(f"`{place}` is missing or empty.", hint="For any object, ask for `json_object`.", param=place)
     return inference.ResponseFormat(kind=asked.type, schema=schema)
+
+
+def _grammar(grammar: str, asked: _Format | None) -> inference.ResponseFormat:
+    if asked is not None and asked.type != "text":
+        raise InvalidRequest("An answer follows either `grammar` or `response_format`, not both.", param="grammar")
+    if len(grammar.encode()) > inference.MAX_SCHEMA:
+        raise InvalidRequest(f"`grammar` is larger than {inference.MAX_SCHEMA} bytes.", param="grammar")
+    return inference.ResponseFormat(kind="grammar", schema=grammar)
 
 
 def _logprobs(asked: _Body) -> inference.Logprobs | None:

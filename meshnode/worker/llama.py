@@ -20,8 +20,9 @@ import numpy as np
 from llama_cpp import _ggml
 from llama_cpp import llama_cpp as c
 
-from meshnode.errors import ConfigurationError
+from meshnode.errors import ConfigurationError, ModelUnavailable, Unsupported
 from meshnode.worker import machine, memory
+from meshnode.worker.embedding import Vectors
 from meshnode.worker.gguf import Facts
 from meshnode.worker.runtime import NoRoom, Span
 from meshnode.worker.sampling import Logits
@@ -32,6 +33,8 @@ BATCH = 512
 BYTES_PER_THREAD = 16 * 1024 * 1024
 """Of weights. For less, a second thread has next to nothing to compute and waits for the first at every layer, which is ruinous
 on a busy machine: with the demo model the speed is the same alone, and tens of times higher beside other work."""
+LOGITS_BYTES = 512 * 1024 * 1024
+"""That a pass over texts to embed may fill with logits: 4096 tokens with a vocabulary of 32,000."""
 _WARN, _ERROR = 3, 4
 _NO_ROOM = 1
 """Of llama_decode: no slot for the batch in the KV cache, and the state is as before."""
@@ -55,12 +58,17 @@ def gpus() -> int:
     return sum(kind in (_GPU, _INTEGRATED_GPU) for kind in kinds)
 
 
+_CALLBACKS: list[Any] = []
+"""Never forgotten: llama.cpp calls the last one also when the runtime that set it is gone, as in tests."""
+
+
 class _Log:
     """The last complaints of llama.cpp, in place of its hundreds of lines on standard error."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=4)
         self._callback = c.llama_log_callback(self._hear)
+        _CALLBACKS.append(self._callback)
         c.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def _hear(self, level: int, text: bytes, _data: int) -> None:
@@ -100,6 +108,8 @@ class LlamaRuntime:
         self._model = self._load(path)
         self._context = self._open_context(path, facts)
         self._memory = c.llama_get_memory(self._context)
+        self.generates = bool(self._memory)
+        """Whether it writes text: one that reads it from both sides keeps no memory of it, and only makes embeddings."""
         self._copies = unified and not (c.llama_model_is_recurrent(self._model) or c.llama_model_is_hybrid(self._model))
         self._vocab = c.llama_model_get_vocab(self._model)
         self._size: int = c.llama_vocab_n_tokens(self._vocab)
@@ -156,6 +166,10 @@ class LlamaRuntime:
                 f"llama.cpp cannot make room for {path}: {self._log.tail()}", hint="Take a shorter context."
             )
         return context
+
+    def embedding(self) -> "LlamaEmbedding":
+        """A second context on the same weights. Raises Unsupported for a model that ranks, ModelUnavailable without memory."""
+        return LlamaEmbedding(self._model, context_length=self.context_length, threads=c.llama_n_threads(self._context))
 
     def decode(self, spans: Sequence[Span]) -> Sequence[Logits]:
         batch = self._rows.fill(spans)
@@ -269,6 +283,70 @@ class LlamaRuntime:
         return tuple(text for text in map(self.token_text, tokens) if text)
 
 
+class LlamaEmbedding:
+    """Vectors of texts (embedding.EmbeddingRuntime), pooled as the model's file says, and by their mean where it says nothing.
+
+    A text has to lie in one pass whole. The pass computes the logits of all its tokens too, which nobody wants and llama.cpp
+    cannot leave out, so its size is bounded by their memory.
+    """
+
+    sequences = 64
+
+    def __init__(self, model: c.llama_model_p, *, context_length: int, threads: int) -> None:
+        self._model = model
+        self._vocab = c.llama_model_get_vocab(model)
+        row = 4 * c.llama_vocab_n_tokens(self._vocab)
+        self.max_tokens = min(context_length, c.llama_model_n_ctx_train(model), max(BATCH, LOGITS_BYTES // row))
+        needed, available = row * self.max_tokens, machine.memory_available()
+        if available is not None and needed > available:
+            figures = f"they need about {machine.human(needed)}, {machine.human(available)} are free"
+            raise ModelUnavailable(f"There is no memory for embeddings here: {figures}.", retry_after=30)
+        self._threads = threads
+        self._dimensions: int = c.llama_model_n_embd(model)
+        self._context = self._open(c.LLAMA_POOLING_TYPE_UNSPECIFIED)
+        pooling = c.llama_pooling_type(self._context)
+        if pooling == c.LLAMA_POOLING_TYPE_NONE:
+            c.llama_free(self._context)
+            self._context = self._open(c.LLAMA_POOLING_TYPE_MEAN)
+        elif pooling == c.LLAMA_POOLING_TYPE_RANK:
+            c.llama_free(self._context)
+            raise Unsupported("This model ranks texts, and makes no embeddings.", param="model")
+        self._memory = c.llama_get_memory(self._context)
+        self._rows = _Rows(self.max_tokens, self.sequences)
+
+    def _open(self, pooling: int) -> c.llama_context_p:
+        params = c.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = self.max_tokens
+        params.n_seq_max = self.sequences
+        params.n_threads = params.n_threads_batch = self._threads
+        params.embeddings = True
+        params.pooling_type = pooling
+        params.no_perf = True
+        params.kv_unified = True
+        context: c.llama_context_p = c.llama_init_from_model(self._model, params)
+        if not context:
+            raise ModelUnavailable("There is no memory left for embeddings here.", retry_after=30)
+        return context
+
+    def tokenize(self, text: str) -> list[int]:
+        """With the tokens that the model wants around a text, and no control token from within it."""
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 8
+        tokens = (ctypes.c_int32 * room)()
+        count: int = c.llama_tokenize(self._vocab, data, len(data), tokens, room, True, False)
+        return tokens[: max(count, 0)]
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> Vectors:
+        if self._memory:
+            c.llama_memory_clear(self._memory, False)
+        spans = [Span(slot, 0, text, True) for slot, text in enumerate(texts)]
+        code = c.llama_decode(self._context, self._rows.fill(spans, every=True))
+        if code != 0:
+            raise DecodeFailed(f"llama_decode returned {code} for embeddings")
+        rows = [c.llama_get_embeddings_seq(self._context, slot) for slot in range(len(texts))]
+        return np.array([np.ctypeslib.as_array(row, shape=(self._dimensions,)) for row in rows], np.float32)
+
+
 class _Rows:
     """A llama_batch over numpy arrays, filled in a few vectorised assignments a step. Never to be given to llama_batch_free."""
 
@@ -287,18 +365,19 @@ class _Rows:
         self._batch.seq_id = _pointer(self._pointers, ctypes.POINTER(ctypes.c_int32))
         self._batch.logits = _pointer(self._wanted, ctypes.c_int8)
 
-    def fill(self, spans: Sequence[Span]) -> c.llama_batch:
+    def fill(self, spans: Sequence[Span], *, every: bool = False) -> c.llama_batch:
+        """`every` token's result is wanted, not the last one's alone."""
         tokens = list(itertools.chain.from_iterable(span.tokens for span in spans))
         count = len(tokens)
         assert 0 < count <= len(self._tokens), "llama.cpp would abort"
         self._tokens[:count] = tokens
-        self._wanted[:count] = 0
+        self._wanted[:count] = every
         row = 0
         for span in spans:
             end = row + len(span.tokens)
             self._positions[row:end] = np.arange(span.start, span.start + len(span.tokens))
             self._pointers[row:end] = self._slot_pointers[span.slot]
-            self._wanted[end - 1] = span.last
+            self._wanted[end - 1] = span.last or every
             row = end
         self._batch.n_tokens = count
         return self._batch

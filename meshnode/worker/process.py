@@ -14,7 +14,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar, assert_never
@@ -25,7 +26,10 @@ from meshnode import tools
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
 from meshnode.inference import MAX_BIASES, MAX_CHOICES, MAX_TOP_LOGPROBS, Event, Request, Sampling
 from meshnode.worker import confinement, machine, sampling
+from meshnode.worker.answer_format import constraints_of
+from meshnode.worker.constraint import Grammars
 from meshnode.worker.dialect import dialect_of, opening
+from meshnode.worker.embedding import Embedder
 from meshnode.worker.engine import MAX_PARKED, Engine, Happening
 from meshnode.worker.gguf import Facts
 from meshnode.worker.job import Job
@@ -48,8 +52,9 @@ from meshnode.worker.protocol import (
     ToParent,
     frame,
 )
-from meshnode.worker.reader import Form
+from meshnode.worker.reader import PLAIN, Form
 from meshnode.worker.renderer import CHATML, Renderer
+from meshnode.worker.vocabulary import Vocabulary
 
 _RECEIVE = 256 * 1024
 CACHED_S = 1.0
@@ -107,18 +112,25 @@ class _Model:
         self._facts = facts
         self._ending = runtime.ending()
         self._vocabulary = runtime.vocabulary()
+        self._runtime = runtime
+        self.embedder: Embedder | None = None
+        """Made when first asked for: it takes memory of its own."""
         self._render = renderer.render
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
-        # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
         self._dialect = dialect_of(facts.chat_template, takes_tools=renderer.takes_tools)
         self._marks = {token: text for text in self._dialect.texts for token in control(runtime, text)}
+        # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
         self._stops = () if facts.chat_template or _END_OF_TURN in controls else (_END_OF_TURN,)
 
     def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
         """Raises Unsupported, InvalidRequest, or what a bug raises."""
+        if not self._runtime.generates:
+            raise Unsupported("This model makes embeddings, and writes no text.", hint="Ask /v1/embeddings.", param="model")
         check(request)
         check_tokens(request, self._vocabulary)
         wanted = wanted_tools(request)
+        # All of such an answer follows its form: there is no room for thoughts and calls, and nothing is taken for one.
+        formed = request.response_format.kind != "text"
         prompt = self._render(request.messages, request.tools if wanted.names else None)
         forced, begun = opening(self._dialect, wanted, prompt)
         return Job(
@@ -129,11 +141,42 @@ class _Model:
             max_tokens=request.sampling.max_tokens,
             stops=request.sampling.stop + self._stops,
             logprobs=request.logprobs.top if request.logprobs else None,
-            form=self._form(request, wanted, begun),
+            constraint=constraints_of(request.response_format, self._grammars) if formed else None,
+            form=PLAIN if formed else self._form(request, wanted, begun),
             priority=request.priority,
             chain=chain,
             resume=request.resume,
         )
+
+    def embed(self, stream: int, request: Request, inputs: Sequence[str]) -> None:
+        """Queue texts to embed. Raises a MeshnodeError, also where the model cannot."""
+        check(request)
+        if self.embedder is None:
+            self._embedding = self._runtime.embedding()
+            self.embedder = Embedder(self._embedding)
+        self.embedder.submit(stream, [self._embedding.tokenize(text) for text in inputs])
+
+    @property
+    def busy(self) -> bool:
+        return self.engine.busy or (self.embedder is not None and self.embedder.busy)
+
+    def step(self) -> list[Happening]:
+        """Of the answers, then of the texts to embed."""
+        happened = self.engine.step() if self.engine.busy else []
+        if self.embedder is not None and self.embedder.busy:
+            happened += self.embedder.step()
+        return happened
+
+    def cancel(self, stream: int) -> None:
+        self.engine.cancel(stream)
+        if self.embedder is not None:
+            self.embedder.cancel(stream)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        """Made when first asked for: to read all tokens takes half a second with the largest vocabularies."""
+        runtime = self._runtime
+        return Grammars(Vocabulary([runtime.piece(token) for token in range(runtime.vocabulary())], runtime.ending()))
 
     def _form(self, request: Request, wanted: tools.Tools, begun: str) -> Form:
         dialect = self._dialect
@@ -172,14 +215,13 @@ def wanted_tools(request: Request) -> tools.Tools:
 
 def check(request: Request) -> None:
     """Refuse by name what this worker cannot do yet, and values that make no sense."""
-    unsupported = {
-        "response_format": request.response_format.kind != "text",
-    }
+    formed = request.response_format.kind != "text"
+    unsupported = {"response_format": formed and bool(wanted_tools(request).names)}
     asked = request.sampling
     invalid = {
         "n": not 1 <= request.n <= MAX_CHOICES,
         "resume": request.resume is not None and (request.n > 1 or min(request.resume.emitted) < 0),
-        "messages": not request.messages,
+        "messages": bool(request.messages) == (request.inputs is not None),
         "temperature": asked.temperature is not None and not asked.temperature >= 0,
         "top_p": asked.top_p is not None and not 0 < asked.top_p <= 1,
         "top_k": asked.top_k is not None and asked.top_k < 0,
@@ -195,7 +237,7 @@ def check(request: Request) -> None:
         "logit_bias": len(asked.logit_bias) > MAX_BIASES or not all(_within(each.bias, -100, 100) for each in asked.logit_bias),
     }
     for param in (name for name, wrong in unsupported.items() if wrong):
-        raise Unsupported(f"This node's worker does not support {param!r} yet.", hint="Leave it out.", param=param)
+        raise Unsupported(f"This node's worker does not support {param!r} together with tools yet.", param=param)
     for param in (name for name, wrong in invalid.items() if wrong):
         raise InvalidRequest(f"The value of {param!r} is not possible.", param=param)
 
@@ -242,12 +284,12 @@ def _first(*values: Number | None) -> Number:
 
 
 def _queue(commands: list[ToChild], waiting: dict[int, Submit], model: _Model) -> None:
-    """Carry out what is cheap: requests join `waiting`, by stream, and cancelled ones leave it or the engine."""
+    """Carry out what is cheap: requests join `waiting`, by stream, and cancelled ones leave it or the model."""
     for command in commands:
         match command:
             case Cancel(stream=stream):
                 if waiting.pop(stream, None) is None:
-                    model.engine.cancel(stream)
+                    model.cancel(stream)
             case Threads(count=count):
                 model.set_threads(count)
             case Submit(stream=stream):
@@ -261,7 +303,10 @@ def _queue(commands: list[ToChild], waiting: dict[int, Submit], model: _Model) -
 def _take(submit: Submit, model: _Model) -> list[Happening]:
     """Prepare a request for the engine; what that brings at once is its refusal."""
     try:
-        model.engine.submit(model.job(submit.stream, submit.request, submit.chain))
+        if submit.request.inputs is not None:
+            model.embed(submit.stream, submit.request, submit.request.inputs)
+        else:
+            model.engine.submit(model.job(submit.stream, submit.request, submit.chain))
     except MeshnodeError as error:
         return [(submit.stream, error)]
     except Exception as error:
@@ -277,12 +322,12 @@ def _serve(channel: _Channel, model: _Model) -> None:
     told: tuple[tuple[int, ...], ...] = ()
     told_at = 0.0
     while True:
-        _queue(channel.commands(wait=not (model.engine.busy or waiting)), waiting, model)
+        _queue(channel.commands(wait=not (model.busy or waiting)), waiting, model)
         happened: list[Happening] = []
         if waiting:
             happened += _take(waiting.pop(next(iter(waiting))), model)
-        if model.engine.busy:
-            happened += model.engine.step()
+        if model.busy:
+            happened += model.step()
         if happened:
             channel.send(_step(happened, model.engine))
         now = time.monotonic()

@@ -172,6 +172,14 @@ async def test_one_huge_chunk_arrives_in_pieces_that_make_the_same_text() -> Non
     assert {chunk.choice for chunk in chunks} == {2}
 
 
+def test_every_text_of_a_chunk_costs_its_bytes() -> None:
+    calls = (ToolCall(0, "c1", "now", '"ü"'), ToolCall(0, "", "", "x"))
+
+    assert cost(StreamChunk(1, 0, "ü", b"\0" * 4)) == 16 + 2 + 4
+    assert cost(StreamChunk(1, 0, "", b"", reasoning="üü")) == 16 + 4
+    assert cost(StreamChunk(1, 0, "", b"", tool_calls=calls)) == 16 + (16 + 2 + 3 + 4) + (16 + 1)
+
+
 class listed:  # noqa: N801 - reads as a function
     """Events that are there at once, one batch each."""
 

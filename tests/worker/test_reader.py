@@ -145,6 +145,7 @@ def test_values_in_tags_are_what_the_tool_wants() -> None:
         (HERMES, "Look: " + ADD),
         (CODER, "<function=add><parameter=a>1</function>"),
         (CODER, "<function=add>junk</function>"),
+        (CODER, "<tool_call><funadd></function></tool_call>"),
         (CODER, "<function=add><parameter=a>1"),
         (MISTRAL, "[TOOL_CALLS] no"),
         (MISTRAL, "[TOOL_CALLS]two words{}"),
@@ -191,6 +192,12 @@ def test_a_call_may_follow_thoughts_and_is_none_inside_of_them() -> None:
     assert (said.text, said.reasoning, made(said)) == ("", f"maybe {call}", [THREE])
 
 
+def test_blanks_are_dropped_after_thoughts_and_kept_between_a_call_and_more_text() -> None:
+    said = read(form(), f"<think>x</think>\n<tool_call>{ADD}</tool_call>\n\nMore.")
+
+    assert (said.text, made(said)) == ("\n\nMore.", [THREE])
+
+
 def test_an_answer_that_the_prompt_has_begun_to_call_goes_on_as_a_call() -> None:
     begun = {
         HERMES: '<tool_call>\n{"name": "add", "arguments": ',
@@ -208,8 +215,8 @@ def test_where_one_call_is_wanted_the_answer_is_complete_with_it() -> None:
     said = answer.push(f"<tool_call>[{ADD}, {SAY}]</tool_call><tool_call>{SAY}</tool_call> more")
 
     assert answer.complete
-    assert made(joined([said, answer.push("x"), answer.finish()])) == [THREE]
-    assert said.text == ""
+    said = joined([said, answer.push("x"), answer.finish()])
+    assert (made(said), said.text) == ([THREE], "")
 
 
 def test_ids_are_apart_by_request_choice_and_place_and_the_same_again() -> None:
@@ -240,6 +247,8 @@ def test_calls_beyond_the_bound_are_text() -> None:
 
     assert len(said.calls) == MAX_TOOL_CALLS
     assert said.text == call
+    many = f"<tool_call>[{','.join([ADD] * (MAX_TOOL_CALLS + 1))}]</tool_call>"
+    assert read(form(), many) == Said(text=many)
 
 
 PARTS = st.sampled_from(
