@@ -70,6 +70,9 @@ OPTIONS = (
         "",
         "give each slot its own part of the KV cache: faster with many requests, but none is longer or shared",
     ),
+    Option("kv_type", Kind.TEXT, "TYPE", "precision of the KV cache: f16, q8_0 (half the memory) or q4_0 (default: f16)"),
+    Option("flash_attention", Kind.TEXT, "WHEN", "auto, on or off (default: auto)"),
+    Option("gpu_layers", Kind.NUMBER, "N", "layers of a model on the GPU, if there is one (default: all)"),
     Option("api", Kind.TEXT, "HOST:PORT", f"where the HTTP API listens (default: 127.0.0.1:{API_PORT})"),
     Option("insecure_api", Kind.SWITCH, "", "allow --api on an address that others can reach, without a key"),
     Option(
@@ -115,6 +118,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kv_unified: bool = True
     """One pool suits a few users: any mix of lengths, and what begins alike is kept once. In parts, decoding at 8 streams or more
     is 15 to 25 % faster, a request has one slot's context, and running ones share nothing."""
+    kv_type: str = "f16"
+    """Exact, and as fast as any. q8_0 is hardly worse and makes room for twice the context; q4_0 costs quality."""
+    flash_attention: str = "auto"
+    """llama.cpp knows for which models and devices it is right."""
+    gpu_layers: int | None = None
+    """None: all, which is what a GPU is there for. Fewer make room on it, 0 leaves it alone."""
     api: Address = Address("127.0.0.1", API_PORT)
     """Loopback, which the kernel guards. 4860 is far from the ports that other model servers take; 0 takes any free one."""
     insecure_api: bool = False
@@ -256,7 +265,12 @@ def _checked(values: Mapping[str, Any], environment: Mapping[str, str]) -> Setti
     if "token_file" in values:
         checked["token_file"] = _readable(values["token_file"], "--token-file")
     checked |= _bounded(values, "slots", 1, 64) | _bounded(values, "context_length", 256, 10_000_000)
-    checked |= _bounded(values, "keep_alive", 0, 10_000_000)
+    checked |= _bounded(values, "keep_alive", 0, 10_000_000) | _bounded(values, "gpu_layers", 0, 10_000)
+    checked |= _one_of(values, "kv_type", ("f16", "q8_0", "q4_0")) | _one_of(values, "flash_attention", ("auto", "on", "off"))
+    if checked.get("kv_type", "f16") != "f16" and checked.get("flash_attention") == "off":
+        raise ConfigurationError(
+            f"--kv-type {checked['kv_type']} needs flash attention.", hint="Leave out --flash-attention off, or use f16."
+        )
     checked |= _one_of(values, "log_level", ("debug", "info", "warning", "error")) | _one_of(
         values, "log_format", ("text", "json")
     )

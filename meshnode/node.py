@@ -41,6 +41,7 @@ from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
 from meshnode.start import Running, Start
 from meshnode.wire.codec import encode_value
 from meshnode.wire.messages import ModelState
+from meshnode.worker.compute import Compute, FlashAttention, KvType
 from meshnode.worker.machine import Memory
 from meshnode.worker.models import Models
 
@@ -312,7 +313,12 @@ def _models(start: Start) -> Models:
         cache_dir=start.data_dir.subdirectory("cache"),
         slots=settings.slots,
         context_length=settings.context_length,
-        unified=settings.kv_unified,
+        compute=Compute(
+            unified=settings.kv_unified,
+            gpu_layers=settings.gpu_layers,
+            kv_type=KvType(settings.kv_type),
+            flash_attention=FlashAttention(settings.flash_attention),
+        ),
         keep_alive=settings.keep_alive or math.inf,
     )
 

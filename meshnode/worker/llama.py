@@ -22,6 +22,7 @@ from llama_cpp import llama_cpp as c
 
 from meshnode.errors import ConfigurationError, ModelUnavailable, Unsupported
 from meshnode.worker import machine, memory
+from meshnode.worker.compute import Compute, FlashAttention, KvType
 from meshnode.worker.embedding import Vectors
 from meshnode.worker.gguf import Facts
 from meshnode.worker.runtime import NoRoom, Span
@@ -41,6 +42,12 @@ _NO_ROOM = 1
 _PAD = 256
 """llama.cpp makes a sequence's own part of the cache a multiple of so many tokens."""
 _GPU, _INTEGRATED_GPU = 1, 2
+_FLASH = {
+    FlashAttention.AUTO: c.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    FlashAttention.ON: c.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    FlashAttention.OFF: c.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+_KV_TYPES = {KvType.F16: c.GGML_TYPE_F16, KvType.Q8_0: c.GGML_TYPE_Q8_0, KvType.Q4_0: c.GGML_TYPE_Q4_0}
 
 
 class DecodeFailed(Exception):
@@ -89,7 +96,7 @@ class LlamaRuntime:
         *,
         slots: int,
         context_length: int,
-        unified: bool = True,
+        compute: Compute = Compute(),  # noqa: B008 - frozen
         memory_free: int | None = None,
     ) -> None:
         """Load `path`; raises ConfigurationError with llama.cpp's last words when it refuses.
@@ -99,11 +106,12 @@ class LlamaRuntime:
         self._log = _Log()
         c.llama_backend_init()
         self.slots = slots
-        self.unified = unified
+        self.unified = unified = compute.unified
         self.pool = slots * context_length
         self.context_length = min(self.pool, max(context_length, facts.context_length)) if unified else context_length
         self.batch_size = BATCH
-        self.on_gpu = gpus() > 0
+        self.on_gpu = gpus() > 0 and compute.gpu_layers != 0
+        self._compute = compute
         self._check_memory(path, facts, memory_free)
         self._model = self._load(path)
         self._context = self._open_context(path, facts)
@@ -119,7 +127,7 @@ class LlamaRuntime:
 
     def _check_memory(self, path: Path, facts: Facts, free: int | None) -> None:
         """On a GPU the weights go elsewhere, and llama.cpp itself refuses what does not fit there."""
-        needed = memory.need(facts, slots=self.slots, context_length=self.pool // self.slots)
+        needed = memory.need(facts, slots=self.slots, context_length=self.pool // self.slots, kv_type=self._compute.kv_type)
         if free is not None and needed.total > free and not self.on_gpu:
             raise machine.MemoryShort(
                 f"{path} does not fit in memory: it needs about {needed}; {machine.human(free)} are free.",
@@ -128,7 +136,8 @@ class LlamaRuntime:
 
     def _load(self, path: Path) -> c.llama_model_p:
         params = c.llama_model_default_params()
-        params.n_gpu_layers = -1 if self.on_gpu else 0
+        layers = self._compute.gpu_layers
+        params.n_gpu_layers = 0 if not self.on_gpu else -1 if layers is None else layers
         params.split_mode = c.LLAMA_SPLIT_MODE_LAYER
         params.load_mode = c.LLAMA_LOAD_MODE_AUTO
         params.main_gpu = 0
@@ -153,8 +162,8 @@ class LlamaRuntime:
         params.n_seq_max = self.slots
         params.n_threads = params.n_threads_batch = self._threads.count
         params.rope_scaling_type = c.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED
-        params.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_AUTO
-        params.type_k = params.type_v = c.GGML_TYPE_F16
+        params.flash_attn_type = _FLASH[self._compute.flash_attention]
+        params.type_k = params.type_v = _KV_TYPES[self._compute.kv_type]
         params.embeddings = False
         params.offload_kqv = params.op_offload = True
         params.no_perf = True
@@ -163,7 +172,7 @@ class LlamaRuntime:
         context: c.llama_context_p = c.llama_init_from_model(self._model, params)
         if not context:
             raise machine.MemoryShort(
-                f"llama.cpp cannot make room for {path}: {self._log.tail()}", hint="Take a shorter context."
+                f"llama.cpp cannot make room for {path}: {self._log.tail()}", hint="Take a shorter context, or --kv-type f16."
             )
         return context
 

@@ -16,6 +16,7 @@ buffers are hardly used.
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from meshnode.worker.compute import KvType
 from meshnode.worker.gguf import Facts
 from meshnode.worker.machine import human
 
@@ -49,12 +50,12 @@ class Held(NamedTuple):
     resident: int
 
 
-def need(facts: Facts, *, slots: int, context_length: int) -> Need:
-    """Of a model with so many slots of `context_length` tokens each, KV cache in 16-bit floats, on the processor."""
+def need(facts: Facts, *, slots: int, context_length: int, kv_type: KvType = KvType.F16) -> Need:
+    """Of a model with so many slots of `context_length` tokens each, on the processor."""
     context = slots * context_length
     return Need(
         weights=facts.size,
-        kv_cache=facts.kv_bytes_per_token * context + facts.state_bytes_per_slot * slots,
+        kv_cache=round(facts.kv_bytes_per_token * context * kv_type.bits / 16) + facts.state_bytes_per_slot * slots,
         buffers=ROWS * (4 * (facts.vocabulary + 3 * facts.width + facts.hidden) + 2 * context),
         program=PROGRAM_BYTES + TOKEN_BYTES * facts.vocabulary,
     )

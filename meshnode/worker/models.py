@@ -19,6 +19,7 @@ from meshnode.errors import ConfigurationError
 from meshnode.gossip.member import Model
 from meshnode.names import ModelDigest, printable
 from meshnode.wire.messages import ModelState
+from meshnode.worker.compute import Compute
 from meshnode.worker.known import Known, read_digest, read_facts
 from meshnode.worker.naming import name_of
 from meshnode.worker.room import Room
@@ -73,14 +74,14 @@ class Models:
         cache_dir: Path,
         slots: int,
         context_length: int | None,
-        unified: bool,
+        compute: Compute,
         keep_alive: float,
     ) -> None:
         self._folders = folders
         self._cache_dir = cache_dir
         self._slots = slots
         self._context_length = context_length
-        self._unified = unified
+        self._compute = compute
         self._room = Room(lambda: self.workers, keep_alive=keep_alive)
         self._given = tuple(self._worker(name, path) for name, path in given)
         self._offers: dict[Path, _Offer] = {}
@@ -98,7 +99,7 @@ class Models:
             cache_dir=self._cache_dir,
             slots=self._slots,
             context_length=self._context_length,
-            unified=self._unified,
+            compute=self._compute,
             known=known,
             room=self._room,
         )

@@ -98,7 +98,7 @@ class _Model:
             facts,
             slots=load.slots,
             context_length=load.context_length,
-            unified=load.unified,
+            compute=load.compute,
             memory_free=load.memory_free,
         )
         renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from meshnode.inference import Event, Message, Request
+from meshnode.worker.compute import Compute
 from meshnode.worker.gguf import Facts
 
 MAX_FRAME = 32 * 1024 * 1024
@@ -18,14 +19,13 @@ MAX_FRAME = 32 * 1024 * 1024
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Load this model. `context_length` is per slot; `unified`: of a pool that all slots share, else each has its own part.
-    `memory_free` are the bytes that it may take, None: not known."""
+    """Load this model. `context_length` is per slot. `memory_free` are the bytes that it may take, None: not known."""
 
     path: bytes
     facts: Facts
     slots: int
     context_length: int
-    unified: bool = True
+    compute: Compute = Compute()
     memory_free: int | None = None
 
 

@@ -33,6 +33,7 @@ from meshnode.names import ModelDigest, printable
 from meshnode.wire.messages import ModelState
 from meshnode.worker import context, machine
 from meshnode.worker.child import Child, what_is_missing
+from meshnode.worker.compute import Compute
 from meshnode.worker.gguf import Facts
 from meshnode.worker.known import Known, read_digest, read_facts, stamp, wait_changed
 from meshnode.worker.memory import Held, Need, need
@@ -80,7 +81,7 @@ class Worker:
         cache_dir: Path,
         slots: int = DEFAULT_SLOTS,
         context_length: int | None = None,
-        unified: bool = True,
+        compute: Compute = Compute(),  # noqa: B008 - frozen
         chain_of: Callable[[Request, ModelDigest], tuple[int, ...]] = lambda _request, _digest: (),
         known: Known | None = None,
         room: Room | None = None,
@@ -99,12 +100,11 @@ class Worker:
         self.model: Model | None = None
         """None until it was hashed; kept through failures, for then it is still a model that we know."""
         self.last_used = -math.inf
-        """When its last request ended."""
         self.aliases = aliases
         self._cache_dir = cache_dir
         self._slots = slots
         self._wanted_context = context_length
-        self._unified = unified
+        self._compute = compute
         self._chain_of = chain_of
         self._room = room or Room()
         self.cached: tuple[tuple[int, ...], ...] = ()
@@ -127,7 +127,7 @@ class Worker:
             self._wanted.set()
         if known:
             self._facts = known.facts
-            limit = context.of_request(known.facts, context_length, slots=slots, unified=unified)
+            limit = context.of_request(known.facts, context_length, slots=slots, unified=compute.unified)
             self.model = self._as_model(known.facts, known.digest, limit)
 
     @property
@@ -296,7 +296,8 @@ class Worker:
         return await self._live_with_child(self._facts, free)
 
     def _need(self, facts: Facts) -> Need:
-        return need(facts, slots=self._slots, context_length=context.of_slot(facts, self._wanted_context))
+        slot = context.of_slot(facts, self._wanted_context)
+        return need(facts, slots=self._slots, context_length=slot, kv_type=self._compute.kv_type)
 
     async def _live_with_child(self, facts: Facts, free: int | None) -> _Setback:
         try:
@@ -309,7 +310,7 @@ class Worker:
             facts=facts,
             slots=self._slots,
             context_length=context.of_slot(facts, self._wanted_context),
-            unified=self._unified,
+            compute=self._compute,
             memory_free=free,
         )
         try:

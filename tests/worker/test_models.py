@@ -15,6 +15,7 @@ from worker.asking import answer, ask, events_of, wait_for
 
 from meshnode.inference import Chunk, Sampling
 from meshnode.worker import child, digest, machine, models, room
+from meshnode.worker.compute import Compute
 from meshnode.worker.models import Models
 from meshnode.worker.supervisor import State, Worker
 
@@ -33,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @asynccontextmanager
 async def serving(folder: Path, *given: tuple[str, Path]) -> AsyncIterator[Models]:
     cache = folder.parent / "cache"
-    served = Models(given, [folder], cache_dir=cache, slots=2, context_length=512, unified=True, keep_alive=300)
+    served = Models(given, [folder], cache_dir=cache, slots=2, context_length=512, compute=Compute(), keep_alive=300)
 
     async def run() -> None:
         await served.run(on_change=lambda: None)
