@@ -211,8 +211,8 @@ class Answer:
                 self._final = WorkerCrashed(f"{deaths} workers failed under this request: {error.message}")
 
     def _can_go_on(self) -> bool:
-        """Whether another node can take over in the middle, which it can for one choice; then the request says where."""
-        resume = self._spoken.resume() if self._digest and self._request.n == 1 else None
+        """Whether another node can take over in the middle, which it can for one choice of text; then the request says where."""
+        resume = self._spoken.resume() if self._digest and self._request.n == 1 and self._request.inputs is None else None
         if resume is None:
             return False
         self._request = msgspec.structs.replace(self._request, resume=resume)

@@ -5,6 +5,7 @@ events: any number of `Progress` and `Chunk`, then one `End`; a failure is an ex
 The types are msgspec structs because they cross process and machine borders; unknown fields of a newer peer are ignored.
 """
 
+import base64
 from enum import IntEnum, StrEnum
 from typing import Annotated
 
@@ -20,6 +21,10 @@ MAX_TOP_LOGPROBS = 20
 """OpenAI's bound."""
 MAX_TOKEN_TEXT = 256
 """Bytes of a token's text beside its log-probability; longer ones, runs of blanks mostly, are cut. So twenty fit into a frame."""
+MAX_INPUTS = 2048
+"""Texts in one request for embeddings; OpenAI's bound."""
+MAX_SCHEMA = 64 * 1024
+"""Bytes of a schema or a grammar (security rule 15): ten times what people write."""
 MAX_TOOL_CALLS = 128
 """In one choice of an answer; OpenAI's bound of tools in a request. What a model writes beyond stays text."""
 MAX_TOOL_NAME = 128
@@ -99,7 +104,7 @@ class Logprobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """`kind` is text, json_object or json_schema; `schema` is JSON text."""
+    """`kind` is text, json_object, json_schema or grammar; `schema` is the schema as JSON text, or the grammar in GBNF."""
 
     kind: str = "text"
     schema: str | None = None
@@ -153,6 +158,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     worker_deaths: int = 0
     """How many workers died under it (security rule 15)."""
     resume: Resume | None = None
+    inputs: Annotated[tuple[str, ...], Meta(max_length=MAX_INPUTS)] | None = None
+    """Texts to embed; then there are no messages. Choice i of the answer is the vector of text i, see `vector_text`."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -238,3 +245,11 @@ class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end")
 
 
 Event = Progress | Chunk | End
+
+
+def vector_text(values: bytes) -> str:
+    """A vector as the text of an answer: base64 of its little-endian single-precision numbers, as OpenAI's API shows it.
+
+    So embeddings take the way of all answers, with the same credit, limits and failover, for a third more bytes.
+    """
+    return base64.b64encode(values).decode()

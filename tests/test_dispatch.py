@@ -164,6 +164,16 @@ async def test_a_failure_after_the_first_chunk_is_the_callers_to_see_where_nobod
     assert not workers["other"].requests
 
 
+async def test_vectors_are_not_gone_on_with_elsewhere() -> None:
+    """Their text is no text, of which a beginning could be continued."""
+    workers = {"entry": failing(lambda: LinkLost("gone"), after=2), "other": FakeWorker()}
+    with pytest.raises(LinkLost, match="gone"):
+        async with dispatcher(workers).submit(msgspec.structs.replace(ASK, messages=(), inputs=("a", "b"))) as answer:
+            await text_of(answer)
+
+    assert not workers["other"].requests
+
+
 async def test_where_no_further_node_can_go_on_the_failure_is_the_one_that_was_seen() -> None:
     workers = {"entry": failing(lambda: LinkLost("first"), after=2), "other": failing(lambda: LinkLost("second"), after=3)}
     with pytest.raises(LinkLost, match="second"):

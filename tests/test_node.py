@@ -87,3 +87,21 @@ async def test_the_port_of_ollama_is_taken_where_it_is_free_and_done_without_whe
     await other.aclose()
 
     assert await opened(Address("127.0.0.1", 1)) == 1
+
+
+async def test_what_does_not_fit_into_the_record_is_told_in_the_log_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = make_node(tmp_path)
+    told: dict[str, bytes] = {}
+
+    def full(key: str, _value: bytes | None) -> None:
+        raise ValueError("a record of more than 256 keys")
+
+    monkeypatch.setattr(node.mesh, "advertise", full)
+    node._advertise({"model/aa": b"x"}, told)
+    node._advertise({"model/aa": b"x"}, told)
+
+    assert [line for line in caplog.messages if "model/aa" in line] == [
+        "the others cannot be told of model/aa: a record of more than 256 keys; a restart of this node helps"
+    ]

@@ -274,7 +274,7 @@ def _response_format(config: _OutputConfig | None) -> inference.ResponseFormat:
     if config is None or config.format is None:
         return inference.ResponseFormat()
     place = "output_config.format.schema"
-    schema = body_of.json_text(config.format.schema, dict[str, object] | None, place)
+    schema = body_of.json_text(config.format.schema, dict[str, object] | None, place, limit=inference.MAX_SCHEMA)
     if schema is None:
-        raise InvalidRequest(f"`{place}` is missing.", param=place)
+        raise InvalidRequest(f"`{place}` is missing or empty.", param=place)
     return inference.ResponseFormat(kind="json_schema", schema=schema)

@@ -50,6 +50,7 @@ ROUTES = (
     *(Route("POST", f"{root}/detokenize", token_endpoints.detokenize) for root in ("", "/v1")),
     Route("GET", "/v1/models", handlers.models),
     Route("GET", "/v1/models/{id}", handlers.model),
+    Route("POST", "/v1/embeddings", handlers.embeddings),
     Route("GET", "/", ollama.greeting),
     Route("POST", "/api/chat", ollama.chat),
     Route("POST", "/api/generate", ollama.generate),

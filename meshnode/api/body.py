@@ -45,10 +45,10 @@ def _named(reason: str) -> InvalidRequest:
     return InvalidRequest(f"`{place}` is wrong: {words}.", param=place)
 
 
-def text(raw: msgspec.Raw, place: str) -> str | None:
+def text(raw: msgspec.Raw, place: str, *, limit: int = MAX_JSON_TEXT) -> str | None:
     """JSON text as it came, for the worker to read; None when it says nothing. Raises InvalidRequest."""
-    if len(bytes(raw)) > MAX_JSON_TEXT:
-        raise InvalidRequest(f"`{place}` is larger than {MAX_JSON_TEXT} bytes.", param=place)
+    if len(bytes(raw)) > limit:
+        raise InvalidRequest(f"`{place}` is larger than {limit} bytes.", param=place)
     try:
         found = bytes(raw).decode().strip()
     except UnicodeDecodeError:
@@ -61,12 +61,12 @@ def says_something(raw: msgspec.Raw) -> bool:
     return bytes(raw).strip() not in (b"", b"null", b'""', b"[]", b"{}")
 
 
-def json_text(raw: msgspec.Raw, kind: object, place: str) -> str | None:
+def json_text(raw: msgspec.Raw, kind: object, place: str, *, limit: int = MAX_JSON_TEXT) -> str | None:
     """As `text`, of this kind.
 
     The decoder passes over raw JSON without a look at its strings, so it is decoded here once, to be sure that the worker can.
     """
-    found = text(raw, place)
+    found = text(raw, place, limit=limit)
     if found is None:
         return None
     try:

@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from meshnode.api.answering import answered
+from meshnode.api.answering import answered, served_by
 from meshnode.api.anthropic import messages_request
 from meshnode.api.dialect import Dialect, dialect_of
+from meshnode.api.embeddings import Collected as Vectors
+from meshnode.api.embeddings import embeddings_request
 from meshnode.api.exchange import Exchange, json_response, plain
 from meshnode.api.http import Response
 from meshnode.api.openai import chat_request
@@ -32,6 +34,16 @@ async def completions(exchange: Exchange) -> AsyncIterator[Response]:
     asked = completion_request(exchange.request.body, request_id=exchange.id, created=int(time.time()))
     async with answered(exchange, asked) as response:
         yield response
+
+
+@asynccontextmanager
+async def embeddings(exchange: Exchange) -> AsyncIterator[Response]:
+    asked = embeddings_request(exchange.request.body, request_id=exchange.id)
+    async with exchange.node.submit(asked.request) as answer:
+        collected = Vectors(asked)
+        async for batch in answer.events:
+            collected.add(batch)
+        yield json_response(collected.response(answer.model), headers=served_by(answer))
 
 
 @asynccontextmanager
@@ -78,6 +90,7 @@ def _model_object(listing: Listing, created: int) -> dict[str, object]:
             "size": listing.size,
             "context_length": listing.context_length,
             "nodes": listing.nodes,
+            "loaded_on": listing.loaded_on,
         },
     }
 

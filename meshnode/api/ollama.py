@@ -225,8 +225,8 @@ def _response_format(raw: msgspec.Raw) -> inference.ResponseFormat:
         return inference.ResponseFormat()
     if text == '"json"':
         return inference.ResponseFormat(kind="json_object")
-    schema = body_of.json_text(raw, dict[str, object], "format")
-    return inference.ResponseFormat(kind="json_schema", schema=schema or "{}")
+    schema = body_of.json_text(raw, dict[str, object], "format", limit=inference.MAX_SCHEMA)
+    return inference.ResponseFormat(kind="json_schema", schema=schema) if schema else inference.ResponseFormat(kind="json_object")
 
 
 def _logprobs(asked: _Body) -> inference.Logprobs | None:

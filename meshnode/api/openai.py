@@ -71,6 +71,8 @@ class _Body(Fields, frozen=True, kw_only=True):
     tool_choice: msgspec.Raw = ABSENT
     parallel_tool_calls: bool | None = None
     response_format: Format | None = None
+    grammar: str | None = None
+    """llama-server's."""
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
@@ -80,7 +82,6 @@ class _Body(Fields, frozen=True, kw_only=True):
     function_call: msgspec.Raw = ABSENT
     audio: msgspec.Raw = ABSENT
     web_search_options: msgspec.Raw = ABSENT
-    grammar: msgspec.Raw = ABSENT
     modalities: list[str] | None = None
 
 
@@ -93,7 +94,6 @@ _NOT_HONOURED = {
     "function_call": "Use `tool_choice`.",
     "audio": "Ask for text.",
     "web_search_options": "Search yourself, and send what you found.",
-    "grammar": "Use `response_format`.",
 }
 """What would change the answer, and what to do instead."""
 
@@ -114,7 +114,7 @@ def chat_request(body: bytes, *, request_id: str, created: int) -> Asked:
         tool_choice=choice,
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         thinking=_thinking(asked),
-        response_format=response_format(asked.response_format),
+        response_format=response_format(asked.response_format, asked.grammar),
         logprobs=_logprobs(asked),
     )
     identity = Identity(id=f"chatcmpl-{request_id}", created=created)
@@ -199,14 +199,26 @@ def _tools(asked: _Body) -> tuple[str | None, str | None]:
     return offered if names else None, choice
 
 
-def response_format(asked: Format | None) -> inference.ResponseFormat:
+def response_format(asked: Format | None, grammar: str | None) -> inference.ResponseFormat:
+    if grammar:
+        return _grammar(grammar, asked)
     if asked is None:
         return inference.ResponseFormat()
     place = "response_format.json_schema.schema"
-    schema = body_of.json_text(asked.json_schema.schema, _Object | None, place) if asked.json_schema else None
+    schema = None
+    if asked.type == "json_schema" and asked.json_schema:
+        schema = body_of.json_text(asked.json_schema.schema, _Object | None, place, limit=inference.MAX_SCHEMA)
     if asked.type == "json_schema" and schema is None:
-        raise InvalidRequest(f"`{place}` is missing.", param=place)
+        raise InvalidRequest(f"`{place}` is missing or empty.", hint="For any object, ask for `json_object`.", param=place)
     return inference.ResponseFormat(kind=asked.type, schema=schema)
+
+
+def _grammar(grammar: str, asked: Format | None) -> inference.ResponseFormat:
+    if asked is not None and asked.type != "text":
+        raise InvalidRequest("An answer follows either `grammar` or `response_format`, not both.", param="grammar")
+    if len(grammar.encode()) > inference.MAX_SCHEMA:
+        raise InvalidRequest(f"`grammar` is larger than {inference.MAX_SCHEMA} bytes.", param="grammar")
+    return inference.ResponseFormat(kind="grammar", schema=grammar)
 
 
 def _logprobs(asked: _Body) -> inference.Logprobs | None:

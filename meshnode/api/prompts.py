@@ -17,7 +17,7 @@ from meshnode.api.body import ABSENT
 from meshnode.api.bounds import Bounds, check_bounds
 from meshnode.api.completion import Identity
 from meshnode.api.dialect import Asked
-from meshnode.api.openai import StreamOptions, wants_usage
+from meshnode.api.openai import Format, StreamOptions, response_format, wants_usage
 from meshnode.api.sampling import Fields, sampling
 from meshnode.api.text_completion import Echo, TextStream, text_completion
 from meshnode.api.tokens import token_ids
@@ -40,7 +40,9 @@ class _Body(Fields, frozen=True, kw_only=True):
     echo: bool | None = None
     suffix: str | None = None
     logprobs: int | None = None
-    grammar: msgspec.Raw = ABSENT
+    grammar: str | None = None
+    """llama-server's, as `response_format` is vLLM's."""
+    response_format: Format | None = None
 
 
 _DECODER = msgspec.json.Decoder(_Body)
@@ -66,6 +68,7 @@ def completion_request(body: bytes, *, request_id: str, created: int) -> Asked:
             prompt=prompt,
             sampling=_sampling(asked),
             n=count,
+            response_format=response_format(asked.response_format, asked.grammar),
             logprobs=None if asked.logprobs is None else inference.Logprobs(top=asked.logprobs),
         )
         for index, prompt in enumerate(prompts)
@@ -87,7 +90,6 @@ def _refuse(asked: _Body) -> None:
         "suffix": (bool(asked.suffix), "Put the model's own marks for it into the prompt."),
         "best_of": (asked.best_of not in (None, asked.n or 1), "Ask for `n`, and choose yourself."),
         "echo": (bool(asked.echo) and asked.logprobs is not None, "Leave out `logprobs`, or `echo`."),
-        "grammar": (body_of.says_something(asked.grammar), "Use `response_format` of chat completions."),
     }
     for name, (is_wrong, hint) in wrong.items():
         if is_wrong:

@@ -40,12 +40,12 @@ Hash = Annotated[bytes, Meta(min_length=8, max_length=8)]
 
 
 class ModelState(msgspec.Struct, frozen=True, array_like=True):
-    """Live load of one loaded model of the sender (design D10). Times in ms, speeds in tokens per second; 0 = not measured."""
+    """Live load of one model of the sender (design D10). Times in ms, speeds in tokens per second; 0 = not measured."""
 
     name: Word
     digest: Weights
     state: Word
-    """loading, ready, failed or draining"""
+    """ready, available (loaded when asked for), loading, checking, failed or draining"""
     active: Count = 0
     slots: Count = 0
     queued: Count = 0

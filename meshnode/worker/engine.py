@@ -107,7 +107,7 @@ class Engine:
         return seconds
 
     def submit(self, job: Job) -> None:
-        """Queue `job`. Raises ContextTooLong or Overloaded, and then has changed nothing."""
+        """Queue `job`. Raises ContextTooLong, Overloaded, or what its constraint says of a `resume`; then nothing has changed."""
         limit = self._runtime.context_length
         if len(job.prompt) >= limit:
             message = (
@@ -119,9 +119,9 @@ class Engine:
             raise Overloaded(f"{waiting} requests are waiting already.", retry_after=5)
         now = self._clock()
         generation = generation_of(job, submitted=now, due=schedule.due(now, job.priority), context_length=limit)
-        self._generations[job.stream] = self._silent[job.stream] = generation
         if job.resume:
             generation.choices[0].replay(job.resume.token_ids, self._runtime)
+        self._generations[job.stream] = self._silent[job.stream] = generation
         if generation.choices[0].finish:
             self._complete.append(generation)
             return
@@ -263,6 +263,9 @@ class Engine:
         try:
             drawing = [choice, *self._fork(choice)] if generation.held else [choice]
             return [event for each in drawing for event in self._draw(each, logits, now)]
+        except MeshnodeError as error:
+            self.cancel(generation.job.stream)
+            return [(generation.job.stream, error)]
         except Exception as error:
             self.cancel(generation.job.stream)
             return [(generation.job.stream, InternalError(f"The worker failed to draw a token: {type(error).__name__}."))]
@@ -283,18 +286,18 @@ class Engine:
 
     def _draw(self, choice: Choice, logits: Logits, now: float) -> list[Happening]:
         generation, job = choice.generation, choice.generation.job
-        token = choice.sampler.draw(logits, choice.drawn, choice.tokens)
+        token = choice.draw(logits)
         if self._silent:
             self._silent.pop(job.stream, None)
         if generation.first is None:
             generation.first = now
-        said = choice.accept(token, self._runtime)
+        said = choice.end() if token is None else choice.accept(token, self._runtime)
         if choice.unsent is not NOTHING:
             said, choice.unsent = choice.unsent + said, NOTHING
         logprobs: tuple[TokenLogprob, ...] = ()
-        if job.logprobs is not None and not self._runtime.ends(token):
+        if token is not None and job.logprobs is not None and not self._runtime.ends(token):
             logprobs = (of_token(logits, token, job.logprobs, self._runtime.piece),)
-        chunk = _chunk(choice, said, (token,), logprobs)
+        chunk = _chunk(choice, said, () if token is None else (token,), logprobs)
         if choice.finish is None:
             return [(job.stream, chunk)]
         self._drop(choice)

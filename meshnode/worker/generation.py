@@ -11,11 +11,12 @@ makes no difference but in time: what is missing is read again.
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from meshnode.errors import InvalidRequest
 from meshnode.inference import Finish, Timings, Usage
 from meshnode.worker.job import Job
 from meshnode.worker.reader import NOTHING, Reader, Said
 from meshnode.worker.runtime import Runtime
-from meshnode.worker.sampling import Sampler
+from meshnode.worker.sampling import Constraint, Logits, Sampler
 from meshnode.worker.slots import Slot
 from meshnode.worker.text import Text
 
@@ -31,6 +32,7 @@ class Choice:
     due: float
     """See `schedule.due`."""
     text: Text
+    constraint: Constraint | None
     reader: Reader
     tokens: list[int]
     """The prompt's, then the `drawn` ones of the answer."""
@@ -49,20 +51,45 @@ class Choice:
         """Tokens that must be decoded before one can be drawn."""
         return len(self.tokens) - (self.slot.count if self.slot else 0)
 
+    def draw(self, logits: Logits) -> int | None:
+        """The next token; None when the answer can only end. Raises InvalidRequest where it cannot even do that."""
+        if self.constraint is None:
+            return self.sampler.draw(logits, self.drawn, self.tokens)
+        token = self.sampler.draw_within(self.constraint, logits, self.drawn, self.tokens)
+        if token is None and not self.constraint.complete:
+            raise InvalidRequest(
+                "The grammar or schema asks for what no token of this model can begin here.", param="response_format"
+            )
+        return token
+
     def accept(self, token: int, runtime: Runtime) -> Said:
-        """Take `token` as the next one of the answer; what may be shown now. Sets `finish` when it is the last."""
+        """Take `token` as the next one of the answer; what may be shown now. Sets `finish` when it is the last.
+
+        Raises InvalidRequest for one that does not follow the constraint, which only another node can have drawn.
+        """
+        if self.constraint is not None:
+            self.constraint.accept(token)
         self.tokens.append(token)
         self.drawn += 1
         ended = runtime.ends(token)
         piece = self.generation.job.form.controls.get(token) or runtime.piece(token)
         said = self.reader.push("" if ended else self.text.push(piece))
-        if ended or self.text.stopped or self.reader.complete:
+        final = self.constraint is not None and self.constraint.final
+        if ended or self.text.stopped or self.reader.complete or final:
             self.finish = Finish.STOP
         elif self.drawn >= self.limit:
             self.finish = Finish.LENGTH
         else:
             return said
-        said += self.reader.push(self.text.finish()) + self.reader.finish()
+        return said + self._last()
+
+    def end(self) -> Said:
+        """There is no further token; what was held back."""
+        self.finish = Finish.STOP
+        return self._last()
+
+    def _last(self) -> Said:
+        said = self.reader.push(self.text.finish()) + self.reader.finish()
         if self.finish is Finish.STOP and self.reader.called:
             self.finish = Finish.TOOL_CALLS
         return said
@@ -118,6 +145,7 @@ def generation_of(job: Job, *, submitted: float, due: float, context_length: int
             due=due,
             text=Text(job.stops),
             reader=Reader(job.form, index, job.resume),
+            constraint=job.constraint() if job.constraint else None,
             tokens=list(job.prompt),
         )
         for index in range(job.n)

@@ -1,11 +1,11 @@
 """What the engine is asked to generate (pure)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from meshnode.inference import Priority, Resume
 from meshnode.worker.reader import PLAIN, Form
-from meshnode.worker.sampling import Sampler
+from meshnode.worker.sampling import Constraint, Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class Job:
     stops: tuple[str, ...] = ()
     logprobs: int | None = None
     """How many alternatives are wanted beside each token's log-probability; None: not even that."""
+    constraint: Callable[[], Constraint] | None = None
+    """Makes what a choice must follow; it changes with every token."""
     priority: Priority = Priority.DEFAULT
     form: Form = PLAIN
     """How the answers are to be read."""

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar, assert_never
@@ -36,7 +37,10 @@ from meshnode.inference import (
     Usage,
 )
 from meshnode.worker import confinement, machine, sampling
+from meshnode.worker.answer_format import constraints_of
+from meshnode.worker.constraint import Grammars
 from meshnode.worker.dialect import dialect_of, opening
+from meshnode.worker.embedding import Embedder
 from meshnode.worker.engine import MAX_PARKED, Engine, Happening
 from meshnode.worker.gguf import Facts
 from meshnode.worker.job import Job
@@ -55,12 +59,14 @@ from meshnode.worker.protocol import (
     Region,
     Step,
     Submit,
+    Threads,
     ToChild,
     ToParent,
     frame,
 )
 from meshnode.worker.reader import PLAIN, Form
 from meshnode.worker.renderer import CHATML, Renderer
+from meshnode.worker.vocabulary import Vocabulary
 
 _RECEIVE = 256 * 1024
 CACHED_S = 1.0
@@ -104,7 +110,8 @@ class _Model:
             facts,
             slots=load.slots,
             context_length=load.context_length,
-            unified=load.unified,
+            compute=load.compute,
+            memory_free=load.memory_free,
         )
         renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())
         controls = runtime.control_texts()
@@ -112,9 +119,14 @@ class _Model:
         self.engine = Engine(runtime, clock=time.monotonic, max_parked=min(MAX_PARKED, free // 4))
         self.context_length = runtime.context_length
         self.note = "" if facts.chat_template else "The file has no chat template; ChatML is used."
+        self.on_gpu = runtime.on_gpu
+        self.set_threads = runtime.set_threads
         self._facts = facts
         self._ending = runtime.ending()
         self._vocabulary = runtime.vocabulary()
+        self._runtime = runtime
+        self.embedder: Embedder | None = None
+        """Made when first asked for: it takes memory of its own."""
         self._render = renderer.render
         self._piece = runtime.piece
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
@@ -125,10 +137,14 @@ class _Model:
 
     def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
         """Raises Unsupported, InvalidRequest, or what a bug raises."""
+        if not self._runtime.generates:
+            raise Unsupported("This model makes embeddings, and writes no text.", hint="Ask /v1/embeddings.", param="model")
         check(request)
         check_tokens(request, self._vocabulary)
         wanted = wanted_tools(request)
         prompt, begun = self._prompt(request, wanted)
+        # All of such an answer follows its form: there is no room for thoughts and calls, and nothing is taken for one.
+        formed = request.response_format.kind != "text"
         return Job(
             stream=stream,
             prompt=prompt,
@@ -137,7 +153,8 @@ class _Model:
             max_tokens=request.sampling.max_tokens,
             stops=request.sampling.stop + (self._stops if request.prompt is None else ()),
             logprobs=request.logprobs.top if request.logprobs else None,
-            form=self._form(request, wanted, begun) if request.prompt is None else PLAIN,
+            constraint=constraints_of(request.response_format, self._grammars) if formed else None,
+            form=PLAIN if formed or request.prompt is not None else self._form(request, wanted, begun),
             priority=request.priority,
             chain=chain,
             resume=request.resume,
@@ -159,6 +176,36 @@ class _Model:
         chunk = Chunk(choice=0, text=text, token_ids=tuple(job.prompt) if echo else (), finish=Finish.LENGTH)
         usage = Usage(prompt_tokens=len(job.prompt), completion_tokens=0)
         return [(job.stream, chunk), (job.stream, End(usage=usage))]
+
+    def embed(self, stream: int, request: Request, inputs: Sequence[str]) -> None:
+        """Queue texts to embed. Raises a MeshnodeError, also where the model cannot."""
+        check(request)
+        if self.embedder is None:
+            self._embedding = self._runtime.embedding()
+            self.embedder = Embedder(self._embedding)
+        self.embedder.submit(stream, [self._embedding.tokenize(text) for text in inputs])
+
+    @property
+    def busy(self) -> bool:
+        return self.engine.busy or (self.embedder is not None and self.embedder.busy)
+
+    def step(self) -> list[Happening]:
+        """Of the answers, then of the texts to embed."""
+        happened = self.engine.step() if self.engine.busy else []
+        if self.embedder is not None and self.embedder.busy:
+            happened += self.embedder.step()
+        return happened
+
+    def cancel(self, stream: int) -> None:
+        self.engine.cancel(stream)
+        if self.embedder is not None:
+            self.embedder.cancel(stream)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        """Made when first asked for: to read all tokens takes half a second with the largest vocabularies."""
+        runtime = self._runtime
+        return Grammars(Vocabulary([runtime.piece(token) for token in range(runtime.vocabulary())], runtime.ending()))
 
     def _form(self, request: Request, wanted: tools.Tools, begun: str) -> Form:
         dialect = self._dialect
@@ -197,15 +244,14 @@ def wanted_tools(request: Request) -> tools.Tools:
 
 def check(request: Request) -> None:
     """Refuse by name what this worker cannot do yet, and values that make no sense."""
-    unsupported = {
-        "response_format": request.response_format.kind != "text",
-    }
+    formed = request.response_format.kind != "text"
+    unsupported = {"response_format": formed and bool(wanted_tools(request).names)}
     asked = request.sampling
     invalid = {
         "n": not 1 <= request.n <= MAX_CHOICES,
         "resume": request.resume is not None and (request.n > 1 or min(request.resume.emitted) < 0),
         "echo": request.echo and request.sampling.max_tokens != 0,
-        "messages": bool(request.messages) == (request.prompt is not None),
+        "messages": [bool(request.messages), request.prompt is not None, request.inputs is not None].count(True) != 1,
         "temperature": asked.temperature is not None and not asked.temperature >= 0,
         "top_p": asked.top_p is not None and not 0 < asked.top_p <= 1,
         "top_k": asked.top_k is not None and asked.top_k < 0,
@@ -221,7 +267,7 @@ def check(request: Request) -> None:
         "logit_bias": len(asked.logit_bias) > MAX_BIASES or not all(_within(each.bias, -100, 100) for each in asked.logit_bias),
     }
     for param in (name for name, wrong in unsupported.items() if wrong):
-        raise Unsupported(f"This node's worker does not support {param!r} yet.", hint="Leave it out.", param=param)
+        raise Unsupported(f"This node's worker does not support {param!r} together with tools yet.", param=param)
     for param in (name for name, wrong in invalid.items() if wrong):
         raise InvalidRequest(f"The value of {param!r} is not possible.", param=param)
 
@@ -268,13 +314,15 @@ def _first(*values: Number | None) -> Number:
     return next(value for value in values if value is not None)
 
 
-def _queue(commands: list[ToChild], waiting: dict[int, Submit], engine: Engine) -> None:
-    """Carry out what is cheap: requests join `waiting`, by stream, and cancelled ones leave it or the engine."""
+def _queue(commands: list[ToChild], waiting: dict[int, Submit], model: _Model) -> None:
+    """Carry out what is cheap: requests join `waiting`, by stream, and cancelled ones leave it or the model."""
     for command in commands:
         match command:
             case Cancel(stream=stream):
                 if waiting.pop(stream, None) is None:
-                    engine.cancel(stream)
+                    model.cancel(stream)
+            case Threads(count=count):
+                model.set_threads(count)
             case Submit(stream=stream):
                 waiting[stream] = command
             case Load():
@@ -286,6 +334,9 @@ def _queue(commands: list[ToChild], waiting: dict[int, Submit], engine: Engine) 
 def _take(submit: Submit, model: _Model) -> list[Happening]:
     """Prepare a request for the engine; what that brings at once is its refusal."""
     try:
+        if submit.request.inputs is not None:
+            model.embed(submit.stream, submit.request, submit.request.inputs)
+            return []
         job = model.job(submit.stream, submit.request, submit.chain)
         if job.max_tokens == 0:
             return model.counted(job, echo=submit.request.echo)
@@ -307,12 +358,12 @@ def _serve(channel: _Channel, model: _Model) -> None:
     told: tuple[tuple[int, ...], ...] = ()
     told_at = 0.0
     while True:
-        _queue(channel.commands(wait=not (model.engine.busy or waiting)), waiting, model.engine)
+        _queue(channel.commands(wait=not (model.busy or waiting)), waiting, model)
         happened: list[Happening] = []
         if waiting:
             happened += _take(waiting.pop(next(iter(waiting))), model)
-        if model.engine.busy:
-            happened += model.engine.step()
+        if model.busy:
+            happened += model.step()
         if happened:
             channel.send(_step(happened, model.engine))
         now = time.monotonic()
@@ -355,7 +406,7 @@ def _load(channel: _Channel) -> _Model | None:
         message = error.message.encode("utf-8", "replace").decode()  # it may name a file whose name is no UTF-8
         channel.send(Refused(message=message, hint=error.hint, permanent=not isinstance(error, MemoryShort)))
         return None
-    channel.send(Ready(context_length=model.context_length, note=model.note))
+    channel.send(Ready(context_length=model.context_length, note=model.note, on_gpu=model.on_gpu))
     return model
 
 

@@ -1,9 +1,9 @@
 """What parent and child say to each other over their socket pair (pure).
 
-A frame is a 4-byte big-endian length and a msgpack body, one of the messages below. The parent sends LOAD first, then SUBMIT and
-CANCEL; the child answers LOAD with READY or REFUSED, then sends one STEP for each engine step that brought something, and CACHED
-when that changed. The end of the connection is the end of the child, whichever side closes. Stream ids are the parent's, never
-used twice in one life.
+A frame is a 4-byte big-endian length and a msgpack body, one of the messages below. The parent sends LOAD first and waits; the
+child answers with READY or REFUSED. Then the parent sends SUBMIT, CANCEL and THREADS, and the child one STEP for each engine step
+that brought something, and CACHED when that changed. The end of the connection is the end of the child, whichever side closes.
+Stream ids are the parent's, never used twice in one life.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from meshnode.inference import Event, Message, Request
+from meshnode.worker.compute import Compute
 from meshnode.worker.gguf import Facts
 
 MAX_FRAME = 32 * 1024 * 1024
@@ -18,13 +19,14 @@ MAX_FRAME = 32 * 1024 * 1024
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Load this model. `context_length` is per slot; `unified`: of a pool that all slots share, else each has its own part."""
+    """Load this model. `context_length` is per slot. `memory_free` are the bytes that it may take, None: not known."""
 
     path: bytes
     facts: Facts
     slots: int
     context_length: int
-    unified: bool = True
+    compute: Compute = Compute()
+    memory_free: int | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -41,12 +43,19 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     stream: int
 
 
+class Threads(msgspec.Struct, frozen=True, tag="threads"):
+    """Compute with at most so many threads from the next step on: other models want the rest of the cores."""
+
+    count: int
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Loaded. A prompt and its answer have at most `context_length` tokens. `note` is for people, about what is not as it should
-    be; mostly empty."""
+    be; mostly empty. `on_gpu`: the weights are on a graphics processor."""
 
     context_length: int
     note: str = ""
+    on_gpu: bool = False
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -92,7 +101,7 @@ class Cached(msgspec.Struct, frozen=True, tag="cached"):
     chains: tuple[tuple[int, ...], ...]
 
 
-ToChild = Load | Submit | Cancel
+ToChild = Load | Submit | Cancel | Threads
 ToParent = Ready | Refused | Step | Cached
 
 

@@ -84,6 +84,7 @@ class Reader:
         self.called = 0
         """How many calls there were."""
         self._form = form
+        self._plain = form.plain
         self._choice = choice
         self._place = _Place.START
         self._held = ""
@@ -102,9 +103,8 @@ class Reader:
 
     def push(self, text: str) -> Said:
         """What may be shown now that `text` was written."""
-        if self._form.plain:
-            self._text.append(text)
-            return self._said()
+        if self._plain:
+            return Said(text) if self._shown is None else self._beyond(Said(text))
         self._held += text
         while not self.complete and self._step():
             pass
@@ -128,7 +128,7 @@ class Reader:
         return self._beyond(said) if self._shown else said
 
     def _beyond(self, said: Said) -> Said:
-        assert self._shown
+        assert self._shown is not None
         chars, reasoning, arguments = self._shown
         self._shown = (
             max(0, chars - len(said.text)),

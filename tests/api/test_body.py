@@ -40,7 +40,6 @@ def test_there_is_an_end_to_the_list_and_to_the_body_that_is_looked_at() -> None
         ("function_call", "auto"),
         ("audio", {"voice": "x"}),
         ("web_search_options", {"a": 1}),
-        ("grammar", "root ::= [a]"),
     ],
 )
 def test_what_would_change_the_answer_and_cannot_be_done_is_refused_by_name(name: str, value: object) -> None:

@@ -49,7 +49,6 @@ def test_log_probabilities_are_a_number_here() -> None:
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"echo": True, "logprobs": 1}, "echo"),
-        ({"grammar": "root ::= [a]"}, "grammar"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, object], param: str) -> None:

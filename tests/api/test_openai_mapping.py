@@ -13,7 +13,7 @@ from meshnode.api.completion import ChunkStream
 from meshnode.api.openai import chat_request
 from meshnode.api.openai_error import error_object
 from meshnode.errors import InvalidRequest, ModelUnavailable, RequestError, Unsupported
-from meshnode.inference import MAX_BIASES, Bias, Logprobs, Message, Request, ResponseFormat, Sampling
+from meshnode.inference import MAX_BIASES, MAX_SCHEMA, Bias, Logprobs, Message, Request, ResponseFormat, Sampling
 
 USER: dict[str, Any] = {"role": "user", "content": "Hi"}
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -47,6 +47,14 @@ def test_the_fields_of_a_full_request_arrive() -> None:
     )
 
 
+def test_a_grammar_is_an_answers_format_as_well() -> None:
+    expected = ResponseFormat(kind="grammar", schema="root ::= [a]")
+
+    assert mapped(grammar="root ::= [a]").response_format == expected
+    assert mapped(grammar="root ::= [a]", response_format={"type": "text"}).response_format == expected
+    assert mapped(grammar="", response_format={"type": "json_object"}).response_format == ResponseFormat(kind="json_object")
+
+
 def test_null_and_empty_are_the_same_as_absent() -> None:
     fields = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream", "stream_options")
     more = (
@@ -55,6 +63,7 @@ def test_null_and_empty_are_the_same_as_absent() -> None:
         "tool_choice",
         "parallel_tool_calls",
         "response_format",
+        "grammar",
         "logprobs",
         "top_logprobs",
         *EXTENDED,
@@ -255,6 +264,14 @@ def test_stream_and_usage_are_told_apart_from_the_request() -> None:
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"title": "x" * MAX_SCHEMA}}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"grammar": 3}, "grammar"),
+        ({"grammar": "世" * (MAX_SCHEMA // 2)}, "grammar"),
+        ({"grammar": "root ::= [a]", "response_format": {"type": "json_object"}}, "grammar"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"frequency_penalty": 3}, "frequency_penalty"),
@@ -322,7 +339,7 @@ JSON = st.recursive(
 NAMES = (
     "model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "n", "tools",
     "tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs", "frequency_penalty", "logit_bias",
-    "min_p", "repeat_last_n",
+    "min_p", "repeat_last_n", "grammar",
 )  # fmt: skip
 MESSAGES = st.lists(
     st.fixed_dictionaries(
@@ -339,7 +356,8 @@ def test_any_json_is_a_request_that_can_cross_the_mesh_or_is_refused(fields: dic
         request = chat_request(body, request_id="r1", created=1).request
 
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=Request) == request
-        assert all(json.loads(text) for text in (request.tools, request.response_format.schema) if text is not None)
+        schema = request.response_format.schema if request.response_format.kind == "json_schema" else None
+        assert all(json.loads(text) for text in (request.tools, schema) if text is not None)
 
 
 @settings(max_examples=40, deadline=None)

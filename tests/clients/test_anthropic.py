@@ -1,5 +1,6 @@
 """Anthropic's official client against the demo model, on the node that serves it and on one that only forwards."""
 
+import json
 from typing import Any
 
 import anthropic
@@ -129,6 +130,18 @@ def test_a_call_and_its_result_can_be_sent_back(anthropic_client: anthropic.Anth
     ]
 
     assert ask(anthropic_client, messages, tools=[TOOL], max_tokens=5).usage.output_tokens > 0
+
+
+def test_an_answer_follows_a_schema(anthropic_client: anthropic.Anthropic) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"enum": ["Paris", "Rome"]}},
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+    message = ask(anthropic_client, output_config={"format": {"type": "json_schema", "schema": schema}})
+
+    assert json.loads(text_of(message))["name"] in {"Paris", "Rome"}
 
 
 def test_models_come_in_anthropics_shape(anthropic_client: anthropic.Anthropic) -> None:

@@ -1,9 +1,9 @@
 """OpenAI's official client against the demo model, on the node that serves it and on one that only forwards."""
 
-import json
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 from processes import NodeProcess
@@ -150,15 +150,30 @@ def test_a_bias_and_penalties_change_what_is_drawn(openai_client: openai.OpenAI)
     assert text_of(openai_client, logit_bias={str(token): -100 for token in range(100, 400)}) != plain
 
 
-def test_a_json_answer_is_json_or_refused_by_name(openai_client: openai.OpenAI) -> None:
-    def said() -> object:
-        try:
-            return json.loads(text_of(openai_client, QUESTION, response_format={"type": "json_object"}, max_tokens=200))
-        except openai.BadRequestError as error:
-            return error
+class City(pydantic.BaseModel):
+    name: Literal["Paris", "Rome"]
+    large: bool
 
-    answer = said()
-    assert isinstance(answer, dict) or (isinstance(answer, openai.BadRequestError) and answer.param == "response_format")
+
+def test_an_answer_is_parsed_by_its_schema(openai_client: openai.OpenAI) -> None:
+    answer = openai_client.chat.completions.parse(model="demo", messages=QUESTION, response_format=City, temperature=0)
+
+    assert isinstance(answer.choices[0].message.parsed, City)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_an_answer_in_json_without_a_schema_begins_an_object(openai_client: openai.OpenAI) -> None:
+    """The demo model does not come to the object's end by itself."""
+    assert text_of(openai_client, QUESTION, response_format={"type": "json_object"}).startswith("{")
+
+
+def test_embeddings_come_as_the_client_asks_for_them(openai_client: openai.OpenAI) -> None:
+    """By default that is base64, which the client undoes."""
+    by_default = openai_client.embeddings.create(model="demo", input=["a fox", "an owl"])
+    plain = openai_client.embeddings.create(model="demo", input="a fox", encoding_format="float")
+
+    assert [each.index for each in by_default.data] == [0, 1]
+    assert by_default.data[0].embedding == pytest.approx(plain.data[0].embedding, abs=1e-5)
 
 
 @pytest.mark.parametrize("choice", ["auto", "none", "required", {"type": "function", "function": {"name": "weather"}}])

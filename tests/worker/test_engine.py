@@ -518,6 +518,19 @@ def test_several_choices_read_their_prompt_once() -> None:
     assert isinstance(happened[-1][1], End)
 
 
+def test_a_bug_in_one_choice_ends_all_of_them_and_nothing_follows() -> None:
+    engine = engine_over(table := Table(slots=3))
+    engine.submit(Job(stream=1, prompt=(5, 0), sampler=Sampler(seed=1, temperature=0), n=2))
+    engine.submit(job(2))
+    engine.step()
+    table.broken.add(next(span.slot for span in table.steps[0]))
+    happened = run(engine)
+
+    assert [type(event) for number, event in happened if number == 1] == [InternalError]
+    assert text(happened, 2) == "ELLO"
+    assert engine.free_slots == 3
+
+
 def test_choices_need_no_room_for_the_prompt_that_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "EXPECTED", 5)
     engine = engine_over(table := Table(slots=3, pool=60, context_length=60, batch_size=60, answer="XYZ"))

@@ -22,6 +22,7 @@ from tiny_model import make_tiny_model
 
 from meshnode.inference import Chunk, End, Finish, Priority, Resume
 from meshnode.worker import schedule
+from meshnode.worker.compute import Compute, FlashAttention, KvType
 from meshnode.worker.engine import Engine, Happening
 from meshnode.worker.gguf import read_facts
 from meshnode.worker.job import Job
@@ -31,11 +32,12 @@ from meshnode.worker.runtime import NoRoom, Span
 from meshnode.worker.sampling import Sampler
 
 DEMO = Path(__file__).parents[2] / "meshnode/data/demo.gguf"
+DEFAULT = Compute()
 QUESTIONS = ("Tell me a story about a fox.", "Tell me a story about a dog.", "Tell me a story about a pig.")
 
 
-def demo(*, slots: int = 3, context_length: int = 256, unified: bool = True) -> LlamaRuntime:
-    return LlamaRuntime(DEMO, read_facts(DEMO), slots=slots, context_length=context_length, unified=unified)
+def demo(*, slots: int = 3, context_length: int = 256, compute: Compute = DEFAULT) -> LlamaRuntime:
+    return LlamaRuntime(DEMO, read_facts(DEMO), slots=slots, context_length=context_length, compute=compute)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def runtime() -> LlamaRuntime:
 
 @pytest.fixture(scope="module")
 def parts() -> LlamaRuntime:
-    return demo(unified=False)
+    return demo(compute=Compute(unified=False))
 
 
 def prompt(runtime: LlamaRuntime, question: str) -> list[int]:
@@ -79,6 +81,21 @@ def tokens(happened: Sequence[Happening], stream: int, choice: int = 0) -> list[
 
 def text(happened: Sequence[Happening], stream: int) -> str:
     return "".join(event.text for number, event in happened if number == stream and isinstance(event, Chunk))
+
+
+@pytest.mark.parametrize("kv_type", KvType)
+@pytest.mark.parametrize("flash", FlashAttention)
+def test_the_precision_of_the_cache_and_the_kind_of_attention_are_as_set(kv_type: KvType, flash: FlashAttention) -> None:
+    if kv_type is not KvType.F16 and flash is FlashAttention.OFF:
+        pytest.skip("llama.cpp quantises a cache only for flash attention; the settings refuse it")
+    runtime = demo(compute=Compute(kv_type=kv_type, flash_attention=flash))
+    run(engine := fresh(runtime), Job(stream=1, prompt=prompt(runtime, "What is 3 + 4?"), sampler=Sampler(seed=1, temperature=0)))
+    saved = runtime.save(0, 10**9)
+
+    assert not engine.busy
+    assert saved is not None
+    # keys and values of 64 numbers each in 5 layers, and a few bytes for each token and layer
+    assert len(saved) / next(iter(engine.slots)).count == pytest.approx(2 * 5 * 64 * kv_type.bits / 8, rel=0.1)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

@@ -43,17 +43,17 @@ def refused(error: type[RequestError], **changes: object) -> str | None:
 
 def test_a_plain_request_passes() -> None:
     check(PLAIN)
+    check(msgspec.structs.replace(PLAIN, messages=(), inputs=("a",)))
     check(msgspec.structs.replace(PLAIN, sampling=Sampling(temperature=0, top_p=1, top_k=0, seed=-5, max_tokens=1, stop=("x",))))
 
 
-@pytest.mark.parametrize(
-    ("param", "changes"),
-    [
-        ("response_format", {"response_format": ResponseFormat(kind="json_object")}),
-    ],
-)
-def test_what_is_not_possible_yet_is_refused_by_name(param: str, changes: dict[str, object]) -> None:
-    assert refused(Unsupported, **changes) == param
+def test_an_answer_of_a_form_cannot_call_tools_yet() -> None:
+    tools = '[{"type":"function","function":{"name":"f"}}]'
+    form = ResponseFormat(kind="json_object")
+
+    assert refused(Unsupported, response_format=form, tools=tools) == "response_format"
+    check(msgspec.structs.replace(PLAIN, response_format=form, tools=tools, tool_choice='"none"'))
+    check(msgspec.structs.replace(PLAIN, response_format=form))
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,7 @@ def test_what_is_not_possible_yet_is_refused_by_name(param: str, changes: dict[s
         ("messages", {"messages": ()}),
         ("messages", {"prompt": "Once"}),
         ("echo", {"echo": True}),
+        ("messages", {"inputs": ("a text beside messages",)}),
         ("n", {"n": 0}),
         ("n", {"n": MAX_CHOICES + 1}),
         ("resume", {"resume": Resume(token_ids=(), emitted_chars=-1)}),
@@ -212,6 +213,8 @@ class CountingModel:
     def __init__(self) -> None:
         self.prepared: list[int] = []
         self.engine = Engine(cast(Runtime, OneSlot()), clock=lambda: 0.0)
+        self.busy = False
+        self.cancel = self.engine.cancel
 
     def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
         self.prepared.append(stream)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,11 +23,12 @@ pytest.importorskip("llama_cpp")
 
 import trio
 from tiny_model import make_tiny_model, tiny_tokenizer
+from worker.asking import answer, ask, events_of, gone, running, wait_for
 from worker.tool_templates import MISTRAL
 
 from meshnode.errors import ContextTooLong, InvalidRequest, MeshnodeError, ModelUnavailable, Overloaded, Unsupported, WorkerFailed
-from meshnode.inference import Bias, Chunk, End, Event, Finish, Logprobs, Message, Progress, Request, Resume, Sampling
-from meshnode.worker import child, confinement, stream, supervisor
+from meshnode.inference import Bias, Chunk, End, Event, Finish, Logprobs, Progress, Request, Resume, Sampling
+from meshnode.worker import child, confinement, known, requests, stream, supervisor
 from meshnode.worker.supervisor import State, Worker
 
 Result = TypeVar("Result")
@@ -36,35 +37,6 @@ DEMO = Path(__file__).parents[2] / "meshnode/data/demo.gguf"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 LONG = Sampling(temperature=100, top_k=0, top_p=1, seed=6)
 """Nearly random words, and seldom an end: hundreds of tokens."""
-
-
-def ask(content: str = "What is the capital of France?", sampling: Sampling | None = None) -> Request:
-    sampling = sampling or Sampling(temperature=0)
-    return Request(id="r", model="demo", messages=(Message(role="user", content=content),), sampling=sampling)
-
-
-async def events_of(worker: Worker, request: Request) -> list[Event]:
-    async with worker.submit(request) as events:
-        return [event async for batch in events for event in batch]
-
-
-async def answer(worker: Worker, request: Request) -> str:
-    return "".join(event.text for event in await events_of(worker, request) if isinstance(event, Chunk))
-
-
-async def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Real processes take real time: bounded polling is the only way to wait for them."""
-    with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - a process has no event to wait for
-            await trio.sleep(0.005)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process is no more, or only a zombie that its parent has yet to bury."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 @pytest.fixture
@@ -112,19 +84,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     shared = Shared(tmp_path_factory.mktemp("shared"))
     yield shared
     shared.close()
-
-
-@asynccontextmanager
-async def running(worker: Worker, states: list[State] | None = None) -> AsyncIterator[Worker]:
-    seen = states if states is not None else []
-
-    async def run() -> None:
-        await worker.run(on_change=lambda: seen.append(worker.state))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
-        yield worker
-        nursery.cancel_scope.cancel()
 
 
 def test_a_ready_worker_says_what_it_holds(shared: Shared) -> None:
@@ -439,7 +398,7 @@ def test_a_reader_that_never_reads_loses_its_stream_and_only_that(shared: Shared
 
 @pytest.mark.slow
 async def test_more_requests_than_slots_wait_and_too_many_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "MAX_WAITING", 1)
+    monkeypatch.setattr(requests, "MAX_WAITING", 1)
     async with running(Worker("demo", DEMO, cache_dir=tmp_path, slots=1, context_length=256)) as worker:
         await wait_for(lambda: worker.state is State.READY)
         async with worker.submit(ask(sampling=LONG)) as first, worker.submit(ask()) as second:
@@ -458,7 +417,7 @@ async def test_more_requests_than_slots_wait_and_too_many_are_refused(tmp_path: 
 async def test_requests_that_nobody_waits_for_do_not_pile_up_before_a_busy_child(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "MAX_UNSENT", 1_000_000)
+    monkeypatch.setattr(requests, "MAX_UNSENT", 1_000_000)
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGSTOP)
     for _ in range(10):
@@ -545,7 +504,7 @@ async def test_a_child_that_dies_at_its_start_is_tried_again_ever_later(tmp_path
 async def test_a_bad_file_is_named_and_tried_again_when_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes], said: str
 ) -> None:
-    monkeypatch.setattr(supervisor, "FILE_POLL_S", 0.02)
+    monkeypatch.setattr(known, "FILE_POLL_S", 0.02)
     path = tmp_path / "m.gguf"
     path.write_bytes(damage(DEMO.read_bytes()))
     async with running(Worker("demo", path, cache_dir=tmp_path / "cache")) as worker:
@@ -557,6 +516,15 @@ async def test_a_bad_file_is_named_and_tried_again_when_it_changes(
         await wait_for(lambda: worker.state is State.READY)
 
         assert "Paris" in await answer(worker, ask())
+
+
+async def test_a_context_beyond_what_the_model_was_trained_for_is_cut_and_told(tmp_path: Path) -> None:
+    async with running(Worker("demo", DEMO, cache_dir=tmp_path, slots=1, context_length=100_000)) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+
+        assert worker.reason == "It was trained for a context of 2048 tokens and gets that, not 100000."
+        assert worker.model is not None
+        assert worker.model.context_length == 2048
 
 
 @pytest.mark.slow
