@@ -27,8 +27,7 @@ PATIENCE_S = 10.0
 @asynccontextmanager
 async def answered(exchange: Exchange, asked: Asked, *, headers: Headers = ()) -> AsyncIterator[Response]:
     """The response to `asked`, with these `headers` among its own."""
-    if asked.ignored:
-        headers += (("x-meshnode-ignored", ", ".join(asked.ignored)),)
+    headers += ignored_header(asked.ignored)
     try:
         async with submitted(exchange.node, asked.requests) as answer:
             if asked.stream is None:
@@ -42,6 +41,11 @@ async def answered(exchange: Exchange, asked: Asked, *, headers: Headers = ()) -
                 yield Response(headers=(*_stream_headers(stream), *headers, *served_by(answer)), body=pieces)
     except ContextTooLong as error:
         raise _with_largest(error, exchange, asked.request.model) from error
+
+
+def ignored_header(names: tuple[str, ...]) -> Headers:
+    """What tells a client which of its fields did nothing."""
+    return (("x-meshnode-ignored", ", ".join(names)),) if names else ()
 
 
 async def collect(answer: Answer) -> Collected:

@@ -54,6 +54,8 @@ ROUTES = (
     Route("GET", "/", ollama.greeting),
     Route("POST", "/api/chat", ollama.chat),
     Route("POST", "/api/generate", ollama.generate),
+    Route("POST", "/api/embed", ollama.embed),
+    Route("POST", "/api/embeddings", ollama.embeddings),
     Route("GET", "/api/tags", ollama.tags),
     Route("GET", "/api/ps", ollama.running),
     Route("POST", "/api/show", ollama.show),

@@ -14,12 +14,14 @@ from msgspec import Meta
 
 import meshnode
 from meshnode.api import body as body_of
-from meshnode.api.answering import answered, collect, served_by
+from meshnode.api.answering import answered, collect, ignored_header, served_by
 from meshnode.api.dialect import Asked
+from meshnode.api.embeddings import Collected, EmbeddingsRequest
 from meshnode.api.exchange import Exchange, json_response, plain
 from meshnode.api.http import Response
 from meshnode.api.lines import loaded
 from meshnode.api.ollama import Loading, chat_request, generate_request, model_named, tagged
+from meshnode.api.ollama_embedding import embed_object, embed_request, embeddings_object, embeddings_request
 from meshnode.errors import ModelNotFound, NotProvided
 from meshnode.inference import Request, Sampling
 from meshnode.names import printable
@@ -67,8 +69,35 @@ async def _loaded(exchange: Exchange, asked: Loading) -> AsyncIterator[Response]
     nothing = Request(id=exchange.id, model=model, messages=(), prompt=".", sampling=Sampling(max_tokens=0))
     async with exchange.node.submit(nothing) as answer:
         await collect(answer)
-        headers = (*served_by(answer), ("x-meshnode-ignored", "keep_alive")) if asked.unload else served_by(answer)
+        headers = (*served_by(answer), *ignored_header(("keep_alive",) if asked.unload else ()))
         yield json_response(loaded(asked.form, unload=asked.unload), headers=headers)
+
+
+@asynccontextmanager
+async def embed(exchange: Exchange) -> AsyncIterator[Response]:
+    asked, ignored = embed_request(exchange.request.body, request_id=exchange.id)
+    async with _embedded(exchange, asked, ignored, embed_object) as response:
+        yield response
+
+
+@asynccontextmanager
+async def embeddings(exchange: Exchange) -> AsyncIterator[Response]:
+    asked, ignored = embeddings_request(exchange.request.body, request_id=exchange.id)
+    async with _embedded(exchange, asked, ignored, embeddings_object) as response:
+        yield response
+
+
+@asynccontextmanager
+async def _embedded(
+    exchange: Exchange, asked: EmbeddingsRequest, ignored: tuple[str, ...], shown: Callable[[Collected, str], bytes]
+) -> AsyncIterator[Response]:
+    request = msgspec.structs.replace(asked.request, model=_named(exchange, asked.request.model))
+    async with exchange.node.submit(request) as answer:
+        collected = Collected(asked)
+        async for batch in answer.events:
+            collected.add(batch)
+        headers = (*served_by(answer), *ignored_header(ignored))
+        yield json_response(shown(collected, asked.request.model), headers=headers)
 
 
 def _named(exchange: Exchange, wanted: str) -> str:
@@ -83,9 +112,13 @@ def tags(exchange: Exchange) -> Response:
 
 @plain
 def running(exchange: Exchange) -> Response:
-    """Every model that some node has loaded. How much of it lies in the memory of a GPU is not known."""
+    """Every model that some node has loaded, not what it could load. How much of it is in a GPU's memory is not known."""
     more = {"expires_at": _FOR_EVER, "size_vram": 0}
-    shown = [{**_shown(each, exchange), **more, "context_length": each.context_length} for each in exchange.node.models()]
+    shown = [
+        {**_shown(each, exchange), **more, "context_length": each.context_length}
+        for each in exchange.node.models()
+        if each.loaded_on
+    ]
     return json_response(msgspec.json.encode({"models": shown}))
 
 

@@ -133,6 +133,20 @@ def test_an_answer_follows_a_schema_or_is_json(ollama_client: ollama.Client) -> 
     assert (begun.response or "").startswith("{")
 
 
+def test_embeddings_of_one_text_and_of_several(ollama_client: ollama.Client) -> None:
+    several = ollama_client.embed(model="demo", input=["a fox", "an owl"])
+    one = ollama_client.embed(model="demo:latest", input="a fox")
+    older = ollama_client.embeddings(model="demo", prompt="a fox")
+
+    assert len(several.embeddings) == 2
+    assert list(several.embeddings[0]) == pytest.approx(list(one.embeddings[0]), abs=1e-5)
+    assert list(older.embedding) == pytest.approx(list(one.embeddings[0]), abs=1e-5)
+    assert one.prompt_eval_count
+    assert one.model == "demo:latest"
+    with pytest.raises(ollama.ResponseError, match="`input` holds an empty text"):
+        ollama_client.embed(model="demo", input="")
+
+
 def test_models_are_listed_running_and_shown(ollama_client: ollama.Client) -> None:
     (listed,) = ollama_client.list().models
     (running,) = ollama_client.ps().models
