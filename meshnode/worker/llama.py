@@ -182,7 +182,7 @@ class LlamaRuntime:
 
     def decode(self, spans: Sequence[Span]) -> Sequence[Logits]:
         batch = self._rows.fill(spans)
-        code = self._adapting(lambda: c.llama_decode(self._context, batch))
+        code = self._adapting(batch.n_tokens, lambda: c.llama_decode(self._context, batch))
         if code == _NO_ROOM:
             raise NoRoom
         if code != 0:
@@ -204,12 +204,12 @@ class LlamaRuntime:
     def _use_threads(self) -> None:
         c.llama_set_n_threads(self._context, self._threads.count, self._threads.count)
 
-    def _adapting(self, decode: Callable[[], int]) -> int:
-        """Run `decode` and learn from it how many threads the next one should have."""
+    def _adapting(self, rows: int, decode: Callable[[], int]) -> int:
+        """Run `decode`, of so many rows, and learn from it how many threads the next one should have."""
         before, wall, cpu = self._threads.count, time.monotonic(), time.process_time()
         code = decode()
         now = time.monotonic()
-        self._threads.observe(wall=now - wall, cpu=time.process_time() - cpu, now=now)
+        self._threads.observe(rows=rows, wall=now - wall, cpu=time.process_time() - cpu, now=now)
         if self._threads.count != before:
             self._use_threads()
         return code

@@ -36,7 +36,7 @@ def run(count: ThreadCount, cores: int, seconds: float, *, foreign: Callable[[fl
         wall, cpu = step(cores, foreign(now), count.count)
         now += wall
         counts.append(count.count)
-        count.observe(wall=wall, cpu=cpu, now=now)
+        count.observe(rows=1, wall=wall, cpu=cpu, now=now)
         steps += 1
     return Run(steps, counts)
 
@@ -101,6 +101,29 @@ def test_a_load_that_comes_and_goes_costs_little() -> None:
     assert adaptive.steps > 0.8 * (best(2, 0, 50) + best(2, 1, 50))
 
 
+def test_a_neighbour_that_takes_little_is_no_reason_to_give_a_core_away() -> None:
+    """It takes a third of a core, now and then: two threads lose some time to it, and are faster than one."""
+    count, now, steps, whole = ThreadCount(2), 0.0, 0, 0
+    while now < 60:
+        wall = WORK / count.count * 1.15
+        now += wall
+        steps += 1
+        whole += count.count == 2
+        count.observe(rows=1, wall=wall, cpu=wall * (count.count - 0.3), now=now)
+
+    assert whole > 0.97 * steps
+    assert steps > 0.98 * 60 / (WORK / 2 * 1.15)
+
+
+def test_the_number_stays_where_no_two_steps_are_alike() -> None:
+    """Each brings other rows, so nothing shows that fewer threads are faster."""
+    count = ThreadCount(4)
+    for number in range(100):
+        count.observe(rows=2**number, wall=0.2, cpu=0.4, now=number * 0.2)
+
+    assert count.count >= 2
+
+
 def test_a_new_share_is_used_at_once_and_an_equal_one_changes_nothing() -> None:
     count = ThreadCount(4)
     run(count, 2, 5, foreign=lambda _: 1)
@@ -120,6 +143,6 @@ def test_it_stays_within_its_bounds_whatever_the_clocks_say(limit: int, steps: l
     for number, (wall, cpu) in enumerate(steps):
         if number == 100:
             count.set_limit(other)
-        count.observe(wall=wall, cpu=cpu, now=number)
+        count.observe(rows=1, wall=wall, cpu=cpu, now=number)
 
         assert 1 <= count.count <= max(1, limit if number < 100 else other)
