@@ -69,6 +69,8 @@ from meshnode.worker.renderer import CHATML, Renderer
 from meshnode.worker.vocabulary import Vocabulary
 
 _RECEIVE = 256 * 1024
+MAX_ECHO = 1 << 20
+"""Tokens sent back, in one message: as many as a request may bring."""
 CACHED_S = 1.0
 """Between two reports of what is cached, while there is work: as often as a node tells others of its load."""
 _END_OF_TURN = "<|im_end|>"
@@ -171,7 +173,9 @@ class _Model:
         return self._tokens((*prompt, *forced)), begun
 
     def counted(self, job: Job, *, echo: bool) -> list[Happening]:
-        """The answer to who wants no more than the prompt."""
+        """The answer to who wants no more than the prompt. Raises InvalidRequest for one too long to be echoed."""
+        if echo and len(job.prompt) > MAX_ECHO:
+            raise InvalidRequest(f"The prompt has {len(job.prompt)} tokens; at most {MAX_ECHO} are sent back.", param="prompt")
         text = b"".join(map(self._piece, job.prompt)).decode(errors="replace") if echo else ""
         chunk = Chunk(choice=0, text=text, token_ids=tuple(job.prompt) if echo else (), finish=Finish.LENGTH)
         usage = Usage(prompt_tokens=len(job.prompt), completion_tokens=0)

@@ -323,6 +323,7 @@ async def test_a_mark_that_is_a_control_token_is_seen_by_the_reader_of_calls_and
         (ask(sampling=Sampling(logit_bias=(Bias(10**6, 1),))), InvalidRequest),
         (msgspec.structs.replace(ask(), messages=(), prompt=(10**6,)), InvalidRequest),
         (msgspec.structs.replace(ask(), messages=(), prompt=()), InvalidRequest),
+        (msgspec.structs.replace(ask("1 " * (1 << 20)), echo=True, sampling=Sampling(max_tokens=0)), InvalidRequest),
         (msgspec.structs.replace(ask(), tools="["), InvalidRequest),
         (msgspec.structs.replace(ask(), tools='[{"type": "web_search"}]'), Unsupported),
     ],
