@@ -81,6 +81,11 @@ class Engine:
         return bool(self._generations)
 
     @property
+    def only_decodes(self) -> bool:
+        """Whether all whom the next step serves have begun to answer."""
+        return bool(self._active) and not self._silent and not self._queue
+
+    @property
     def waiting(self) -> int:
         """Sequences without a slot, parked ones among them."""
         return len(self._queue)

@@ -4,20 +4,36 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
+import time
 from typing import cast
 
 import msgspec
 import numpy as np
 
 from meshnode.errors import InvalidRequest, RequestError, Unsupported
-from meshnode.inference import MAX_BIASES, MAX_CHOICES, Bias, Logprobs, Message, Request, ResponseFormat, Resume, Sampling
+from meshnode.inference import (
+    MAX_BIASES,
+    MAX_CHOICES,
+    Bias,
+    End,
+    Logprobs,
+    Message,
+    Request,
+    ResponseFormat,
+    Resume,
+    Sampling,
+    Usage,
+)
 from meshnode.tools import Choice, Tools
+from meshnode.worker import process
+from meshnode.worker.admission import check, check_tokens, sampler, seed, wanted_tools
 from meshnode.worker.engine import Engine
 from meshnode.worker.gguf import Facts
 from meshnode.worker.job import Job
 from meshnode.worker.llama import LlamaRuntime
+from meshnode.worker.loaded import LoadedModel, control
 from meshnode.worker.penalties import Penalties
-from meshnode.worker.process import _Channel, _Model, _serve, check, check_tokens, control, sampler, seed, wanted_tools
+from meshnode.worker.process import JOIN_S, _Channel, _serve
 from meshnode.worker.protocol import Cancel, Submit, ToChild
 from meshnode.worker.runtime import Runtime
 
@@ -240,6 +256,38 @@ def test_nothing_is_prepared_for_a_request_that_was_cancelled_while_others_were_
     model = CountingModel()
     script = Script([Submit(stream, PLAIN) for stream in (1, 2, 3)], [Cancel(2)], [], [])
     with pytest.raises(EOFError):
-        _serve(cast(_Channel, script), cast(_Model, model))
+        _serve(cast(_Channel, script), cast(LoadedModel, model))
 
     assert model.prepared == [1, 3]
+
+
+class Table:
+    """What `_Outbox` needs of an engine, and of a channel: the events of each message that was sent."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.sent: list[int] = []
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(process, "_step", lambda held, _engine: len(held))
+
+    def send(self, message: int) -> None:
+        self.sent.append(message)
+
+
+def test_short_steps_go_to_the_parent_together_and_nothing_waits_for_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table(monkeypatch)
+    outbox = process._Outbox(cast(_Channel, table), cast(Engine, None))
+    event = [(1, End(usage=Usage(prompt_tokens=1, completion_tokens=1)))]
+    outbox.put(event, more=True)
+    assert table.sent == [1], "the first after a pause goes at once"
+    for _ in range(4):
+        table.now += JOIN_S / 3.9
+        outbox.put(event, more=True)
+    assert table.sent == [1, 4]
+    outbox.put(event, more=True)
+    outbox.put(event, more=False)
+    assert table.sent == [1, 4, 2]
+    outbox.put(event, more=True)
+    outbox.flush()
+    outbox.flush()
+    assert table.sent == [1, 4, 2, 1]
