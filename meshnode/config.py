@@ -27,6 +27,10 @@ _ON_BY_DEFAULT = frozenset({"worker", "mdns"})
 """Switches whose flag turns them off."""
 
 
+ROUTING = ("estimate", "random", "round-robin", "least-connections", "power-of-two")
+"""The policies of `routing/policy.py`, which is above this module; a test holds the two alike."""
+
+
 class Kind(StrEnum):
     TEXT = "text"
     NUMBER = "number"
@@ -57,6 +61,12 @@ OPTIONS = (
     Option("worker", Kind.SWITCH, "", "serve no model, only ask others"),
     Option("slots", Kind.NUMBER, "N", "requests that one model answers at a time (default: 4)"),
     Option("context_length", Kind.NUMBER, "TOKENS", "context of one request (default: the model's, at most 4096)"),
+    Option(
+        "routing",
+        Kind.TEXT,
+        "POLICY",
+        "who answers a request: estimate, random, round-robin, least-connections or power-of-two (default: estimate)",
+    ),
     Option("api", Kind.TEXT, "HOST:PORT", f"where the HTTP API listens (default: 127.0.0.1:{API_PORT})"),
     Option("insecure_api", Kind.SWITCH, "", "allow --api on an address that others can reach, without a key"),
     Option(
@@ -93,6 +103,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """1 to 64. More slots share the same speed; 4 suits one person with a few tools."""
     context_length: int | None = None
     """At least 256. Every slot pays for it in memory, hence not the model's own limit, which may be 128 k."""
+    routing: str = "estimate"
+    """Whoever is about to be done first, by what all nodes measured; the others are there for comparison."""
     api: Address = Address("127.0.0.1", API_PORT)
     """Loopback, which the kernel guards. 4860 is far from the ports that other model servers take; 0 takes any free one."""
     insecure_api: bool = False
@@ -236,6 +248,7 @@ def _checked(values: Mapping[str, Any], environment: Mapping[str, str]) -> Setti
     checked |= _one_of(values, "log_level", ("debug", "info", "warning", "error")) | _one_of(
         values, "log_format", ("text", "json")
     )
+    checked |= _one_of(values, "routing", ROUTING)
     if "api" in values:
         checked["api"] = parse(values["api"], flag="--api", default_port=API_PORT)
         _refuse_open_api(checked["api"], insecure=checked.get("insecure_api", False))

@@ -6,19 +6,21 @@ is left, and `_attempt` is the only place that makes one.
 """
 
 import random
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 
 import msgspec
 import trio
 
 from meshnode.backend import Backend, Events
-from meshnode.errors import InternalError, ModelUnavailable, ServingError, WorkerCrashed, WorkerFailed
+from meshnode.errors import InternalError, ModelUnavailable, Overloaded, ServingError, WorkerCrashed, WorkerFailed
 from meshnode.gossip.member import Member
-from meshnode.inference import Chunk, Event, Request
-from meshnode.names import NodeId
-from meshnode.routing.policy import least_connections
+from meshnode.inference import Chunk, End, Event, Request
+from meshnode.names import ModelDigest, NodeId
+from meshnode.routing.ask import Ask
+from meshnode.routing.breaker import Outcome
+from meshnode.routing.policy import Choice, Policy, estimated
+from meshnode.routing.router import Router
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Route, route, unambiguous
 
 MAX_ATTEMPTS = 3
@@ -41,13 +43,13 @@ class Dispatcher:
         backend_of: Callable[[Candidate], Backend],
         on_change: Callable[[], None],
         rng: random.Random,
+        policy: Policy = estimated,
     ) -> None:
         self.me = me
+        self.router = Router(policy=policy, rng=rng)
         self._members = members
         self._backend_of = backend_of
         self._on_change = on_change
-        self._rng = rng
-        self._in_flight: Counter[NodeId] = Counter()
 
     @asynccontextmanager
     async def submit(self, request: Request) -> AsyncIterator["Answer"]:
@@ -70,18 +72,26 @@ class Dispatcher:
         """Who could serve it now. Raises when nobody can."""
         return route(request.model, self._members(), me=self.me, only_local=request.hops > 0)
 
-    def choose(self, candidates: Sequence[Candidate]) -> tuple[Candidate, str] | None:
-        return least_connections(candidates, self._in_flight, self._rng)
-
     @contextmanager
-    def reserve(self, candidate: Candidate) -> Iterator[Backend]:
-        """Count the request against the node at once, before any gossip can tell, and until the attempt is over."""
-        self._in_flight[candidate.node] += 1
+    def reserve(self, choice: Choice, ask: Ask) -> Iterator["Reservation"]:
+        """Book the request at its node at once, before any gossip can tell, and until the attempt is over."""
+        attempt = self.router.begin(choice, ask, now=trio.current_time())
+        reservation = Reservation()
         try:
-            yield self._backend_of(candidate)
+            yield reservation
         finally:
-            self._in_flight[candidate.node] -= 1
+            self.router.end(attempt, reservation.outcome, now=trio.current_time())
             self._on_change()
+
+    def backend_of(self, candidate: Candidate) -> Backend:
+        return self._backend_of(candidate)
+
+
+class Reservation:
+    """Of one attempt: what became of it, which the router learns when it is over."""
+
+    def __init__(self) -> None:
+        self.outcome = Outcome.GIVEN_UP
 
 
 class Answer:
@@ -100,7 +110,10 @@ class Answer:
         self._attempts = attempts
         self._tried: frozenset[NodeId] = frozenset()
         self._source: Events | None = None
+        self._reservation = Reservation()
+        """Of the attempt that is running, or ran last."""
         self._begun = False
+        self._length_of: ModelDigest | str = request.model
         self._failure: ServingError | None = None
         """The last one."""
         self._final: ServingError | None = None
@@ -123,8 +136,19 @@ class Answer:
             except ServingError as error:
                 self._give_up(error)
                 continue
-            self._begun = self._begun or any(isinstance(event, Chunk) for event in batch)
+            self._note(batch)
             return batch
+
+    def _note(self, batch: tuple[Event, ...]) -> None:
+        for event in batch:
+            match event:
+                case Chunk():
+                    self._begun = True
+                    self._reservation.outcome = Outcome.SERVED
+                case End(usage=usage):
+                    self._dispatcher.router.learn_length(self._length_of, usage.completion_tokens // max(1, self._request.n))
+                case _:
+                    pass
 
     async def start(self) -> None:
         """Begin attempts until one is accepted; raises the last failure when nobody is left to ask.
@@ -135,27 +159,30 @@ class Answer:
             if self._final:
                 raise self._final
             await self._attempts.aclose()  # the one that failed, or was cut while it began
-            candidate, reason = self._next_candidate()
+            choice, ask = self._next_choice()
+            candidate = choice.candidate
             self._tried |= {candidate.node}
             self.node = candidate.node_name
-            self.reason = f"failover;retry={len(self._tried) - 1}" if len(self._tried) > 1 else reason
+            self.reason = f"failover;retry={len(self._tried) - 1}" if len(self._tried) > 1 else choice.reason
             try:
-                await self._attempt(candidate)
+                await self._attempt(choice, ask)
             except ServingError as error:
                 self._give_up(error)
             except trio.Cancelled:
                 self._tried -= {candidate.node}  # it was not given the time to answer
                 raise
 
-    async def _attempt(self, candidate: Candidate) -> None:
-        backend = self._attempts.enter_context(self._dispatcher.reserve(candidate))
+    async def _attempt(self, choice: Choice, ask: Ask) -> None:
+        candidate = choice.candidate
+        self._reservation = self._attempts.enter_context(self._dispatcher.reserve(choice, ask))
+        backend = self._dispatcher.backend_of(candidate)
         if candidate.local:
             request = msgspec.structs.replace(self._request, model=candidate.model)
         else:
             request = msgspec.structs.replace(self._request, model=unambiguous(candidate), hops=1)
         self._source = await self._attempts.enter_async_context(backend.submit(request))
 
-    def _next_candidate(self) -> tuple[Candidate, str]:
+    def _next_choice(self) -> tuple[Choice, Ask]:
         try:
             found = self._dispatcher.route(self._request)
         except ModelUnavailable as nobody:
@@ -164,10 +191,17 @@ class Answer:
                 raise nobody from self._failure
             raise self._failure or nobody from None
         self.model = found.model
-        chosen = self._dispatcher.choose([candidate for candidate in found.candidates if candidate.node not in self._tried])
-        if chosen is None or len(self._tried) >= MAX_ATTEMPTS:
+        self._length_of = found.digest or found.model
+        router, now = self._dispatcher.router, trio.current_time()
+        ask = router.ask(self._request, found.digest)
+        choice = router.choose([candidate for candidate in found.candidates if candidate.node not in self._tried], ask, now=now)
+        if choice is None or len(self._tried) >= MAX_ATTEMPTS:
             raise self._exhausted()
-        return chosen
+        if not self._tried:
+            router.budget.request(now)
+        elif not router.budget.take(now):
+            raise self._exhausted()
+        return choice, ask
 
     def _exhausted(self) -> ServingError:
         """Every holder was asked and failed: to the caller that is 503, come back later, with the last failure's words."""
@@ -184,6 +218,7 @@ class Answer:
         """
         self._source = None
         self._failure = error
+        self._reservation.outcome = Outcome.BUSY if isinstance(error, Overloaded | ModelUnavailable) else Outcome.FAILED
         if self._begun or not error.retryable or self._request.hops:
             self._final = error
         elif isinstance(error, WorkerFailed):

@@ -36,6 +36,7 @@ from meshnode.mesh.listen import local_address, open_mesh_listeners
 from meshnode.mesh.membership import Membership
 from meshnode.mesh.mesh import Mesh
 from meshnode.names import NodeId, short
+from meshnode.routing.policy import POLICIES
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
 from meshnode.start import Running, Start
 from meshnode.wire.codec import encode_value
@@ -144,7 +145,12 @@ class Node:
         self._begun = trio.Event()
         rng = random.Random()  # noqa: S311 - to draw a node, not a secret
         self._dispatcher = Dispatcher(
-            me=self._me, members=self.mesh.members, backend_of=self._backend_of, on_change=self.changed, rng=rng
+            me=self._me,
+            members=self.mesh.members,
+            backend_of=self._backend_of,
+            on_change=self.changed,
+            rng=rng,
+            policy=POLICIES[self._start.settings.routing],
         )
 
     def _rekey(self, reason: str) -> None:

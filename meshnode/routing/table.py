@@ -20,9 +20,14 @@ MAX_COMPARED = 1000
 """Names that a wrong one is compared with: 10 us each on the event loop, and members can tell of a million."""
 RETRY_AFTER_S = 5.0
 """A node that restarts is back within seconds: a guess, in the range 1 to 120 that the official clients honour."""
-
-
+ABLE = frozenset({"ready", "available", "loading", ""})
+"""States in which a model may be asked for: the first request has it loaded from disk, and meanwhile others wait or are refused.
+Empty: the record came before the first heartbeat."""
 STATUS_HINT = "`meshnode status` there says more."
+
+
+Holder = tuple[NodeId, str]
+"""A model on a node, by the name that the node has for it."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,8 +38,18 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     digest: ModelDigest
     load: ModelState | None
+    load_at: float = 0.0
+    """When `load` was told, on the clock of the gossip engine."""
     rtt_ms: float | None
     local: bool
+    context_length: int = 0
+    """Tokens of prompt and answer; 0: it does not say."""
+    origin: str = ""
+    """The bridge that it is behind; empty for the node's own worker."""
+
+    @property
+    def holder(self) -> Holder:
+        return (self.node, self.model)
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,10 +92,10 @@ def route(wanted: str, members: Iterable[Member], *, me: NodeId, only_local: boo
         nodes = ", ".join(sorted({member.name for member, model in holdings if model.digest == digest}))
         raise ModelNotFound(f"Node `{pin}` does not have the model `{name}`.", hint=f"It is on: {nodes}.", param="model")
     up = [holding for holding in held if holding[0].routable and (not only_local or holding[0].id == me)]
-    ready = [holding for holding in up if _is_ready(holding)]
-    if not ready:
+    able = [holding for holding in up if _state(holding) in ABLE]
+    if not able:
         raise ModelUnavailable(_why_not(wanted, held, up), hint=STATUS_HINT, retry_after=RETRY_AFTER_S)
-    return Route(model=name, digest=digest, candidates=tuple(_candidate(member, model, me) for member, model in ready))
+    return Route(model=name, digest=digest, candidates=tuple(_candidate(member, model, me) for member, model in able))
 
 
 def unambiguous(candidate: Candidate) -> str:
@@ -90,7 +105,9 @@ def unambiguous(candidate: Candidate) -> str:
 
 def listings(members: Iterable[Member]) -> tuple[Listing, ...]:
     """Every model that some routable node can serve now, by id."""
-    holdings = [(member, model) for member in members if member.routable for model in member.models if _is_ready((member, model))]
+    holdings = [
+        (member, model) for member in members if member.routable for model in member.models if _is_listed((member, model))
+    ]
     listed = {}
     for _, model in holdings:
         identity = _public_name(model, holdings)
@@ -158,9 +175,8 @@ def _state(holding: Holding) -> str:
     return load.state if load else ""
 
 
-def _is_ready(holding: Holding) -> bool:
-    """Empty: the record came before the first heartbeat, and a model is advertised only once it is loaded."""
-    return _state(holding) in {"ready", ""}
+def _is_listed(holding: Holding) -> bool:
+    return _state(holding) in {"ready", "available", ""}
 
 
 def _candidate(member: Member, model: Model, me: NodeId) -> Candidate:
@@ -170,8 +186,11 @@ def _candidate(member: Member, model: Model, me: NodeId) -> Candidate:
         model=model.name,
         digest=model.digest,
         load=_live(member, model),
+        load_at=member.load_at,
         rtt_ms=member.rtt_ms,
         local=member.id == me,
+        context_length=model.context_length,
+        origin=model.origin,
     )
 
 

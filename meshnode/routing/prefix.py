@@ -1,0 +1,136 @@
+"""Which beginnings of prompts are cached where, told without telling the prompts (pure; design D22, security rule 19).
+
+A prompt's *chain* is a row of 64-bit hashes, one for each whole block of 256 bytes of its canonical text, each made of the block
+and the hash before it: two prompts share as many hashes as they share blocks. Router and server compute it alike, without a
+tokenizer. Since a cached block has all blocks before it cached too, how far a chain is cached is found by halving.
+
+A *sketch* is the set of hashes that a node holds in its cache, as 32-bit marks under a salt that the node draws at each start:
+marks of two nodes, or of two lives of one, cannot be compared, and there is nothing to look up in a table made before. Whoever
+has the salt can still test a guess of somebody's prompt, which is why a sketch is for direct peers only. A Bloom filter would
+take 10 bits instead of 32, and five lookups instead of one: caches of a LAN's machines are small, choices are many.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from itertools import islice
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from meshnode.errors import PeerError
+from meshnode.inference import Message, Request
+from meshnode.names import ModelDigest
+
+BLOCK = 256
+"""Bytes; some 64 tokens of English."""
+MAX_BLOCKS = 256
+"""64 KiB of text, which take some 0.3 ms to hash. Two prompts that are alike for so long are told apart no further."""
+MAX_MARKS = 2000
+"""Of one model in a sketch: 500 KB of text, and under the 8 KiB that a record's value may have."""
+SALT_BYTES = 16
+
+_FIELD, _TURN = b"\x1f", b"\x1e"
+_MASK = (1 << 64) - 1
+
+
+def canonical(request: Request) -> Iterator[bytes]:
+    """The text that the chain is made of: the tools, then role and content of each message."""
+    yield (request.tools or "").encode("utf-8", "surrogatepass") + _TURN
+    for message in request.messages:
+        yield from _turn(message)
+
+
+def _turn(message: Message) -> Iterator[bytes]:
+    for part in (message.role, message.content, message.tool_calls or "", message.tool_call_id or ""):
+        yield part.encode("utf-8", "surrogatepass") + _FIELD
+    yield _TURN
+
+
+def chain(digest: ModelDigest, parts: Iterable[bytes]) -> tuple[int, ...]:
+    """The hashes of the whole blocks of `parts`, joined; no more than `MAX_BLOCKS`. What is left over is no block."""
+    hashes = []
+    last = blake2b(digest, digest_size=8, person=b"meshnode-chain").digest()
+    for block in islice(_blocks(parts), MAX_BLOCKS):
+        last = blake2b(block, digest_size=8, key=last).digest()
+        hashes.append(int.from_bytes(last, "little"))
+    return tuple(hashes)
+
+
+def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for part in parts:
+        text = rest + part
+        whole = len(text) - len(text) % BLOCK
+        for start in range(0, whole, BLOCK):
+            yield text[start : start + BLOCK]
+        rest = text[whole:]
+
+
+class _Wire(msgspec.Struct, frozen=True, array_like=True):
+    """The value that travels: the salt, and the marks in ascending order as 32-bit little-endian integers."""
+
+    salt: Annotated[bytes, Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
+    marks: Annotated[bytes, Meta(max_length=4 * MAX_MARKS)]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Wire)
+
+
+class Sketch:
+    """What one node holds of one model, as of some moment. Never changed."""
+
+    def __init__(self, salt: bytes, marks: frozenset[int]) -> None:
+        self.salt = salt
+        self.marks = marks
+        # Multiply and shift: one multiplication spreads hashes evenly, and a mark fits 2^32 of them.
+        self._factor = int.from_bytes(salt[:8], "little") | 1
+        self._offset = int.from_bytes(salt[8:], "little")
+
+    @classmethod
+    def of(cls, chains: Iterable[tuple[int, ...]], salt: bytes) -> "Sketch":
+        """Of cached chains, the most useful ones first; what is beyond `MAX_MARKS` is left out."""
+        empty = cls(salt, frozenset())
+        marks: set[int] = set()
+        for hashed in (block for chain in chains for block in chain):
+            marks.add(empty._mark(hashed))
+            if len(marks) == MAX_MARKS:
+                break
+        return cls(salt, frozenset(marks))
+
+    def _mark(self, hashed: int) -> int:
+        return (hashed * self._factor + self._offset & _MASK) >> 32
+
+    def blocks(self, chain: tuple[int, ...]) -> int:
+        """How many blocks of `chain` are cached, from its beginning, if with each all before it are.
+
+        A full sketch takes one unknown hash in two million for its own.
+        """
+        marks, factor, offset = self.marks, self._factor, self._offset
+        if not chain or (chain[0] * factor + offset & _MASK) >> 32 not in marks:
+            return 0
+        low, high = 1, len(chain)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if (chain[middle - 1] * factor + offset & _MASK) >> 32 in marks:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def encode(self) -> bytes:
+        """At most 8 KiB."""
+        return _encoder.encode(_Wire(self.salt, struct.pack(f"<{len(self.marks)}I", *sorted(self.marks))))
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Sketch":
+        """The sketch in `raw`. Raises PeerError, and nothing else, whatever the bytes."""
+        try:
+            wire = _decoder.decode(raw)
+        except (ValueError, RecursionError, OverflowError, msgspec.MsgspecError) as error:
+            raise PeerError("a prefix sketch that cannot be read") from error
+        if len(wire.marks) % 4:
+            raise PeerError("a prefix sketch whose marks are not whole")
+        return cls(wire.salt, frozenset(struct.unpack(f"<{len(wire.marks) // 4}I", wire.marks)))
