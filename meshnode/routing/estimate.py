@@ -7,6 +7,7 @@ decoding step for k streams, k streams together get k s(1) / s(k) of the work do
     wait      = 0 while a slot is free, else remaining / rate, as much of it as has to end before our turn
     prefill   = (fixed cost + tokens that are not cached / speed of reading) * s(k) / s(1)
     decode    = tokens to expect * s(k)
+    others    = what we take from the others: those beside us get slower by one stream more, those behind us wait for our slot
 
 with k the streams that there will be with ours. Every figure is measured by the worker; where one is missing, the best that a
 candidate has told stands for it, or else a guess, so that a node that nobody knows is tried and then known.
@@ -31,6 +32,8 @@ RETRY_S = 2.0
 """What a failed attempt costs: about as much as it takes to notice it."""
 SHARE = 0.3
 """Of a step, that each further stream adds to it, where that is not told. On processors it is 0.2 to 0.6."""
+LEAST = 1e-6
+"""Of what is divided by, so that no peer's figures make an estimate infinite."""
 _IDLE = ModelState("", b"", "ready")  # type: ignore[arg-type]  # no digest: of a record without a heartbeat
 
 
@@ -74,6 +77,8 @@ class Estimate(msgspec.Struct, frozen=True):
     """Tokens of the prompt that need not be read; they are left out of `prefill`."""
     alone: float
     """What the request would take with nothing else there: the work that it is."""
+    others: float
+    """Seconds that the requests beside and behind it lose by it, together. No part of its own time, but of what it costs."""
     age: float
     """Of the load that this rests on."""
     first: float
@@ -84,9 +89,9 @@ def estimate(candidate: Candidate, ask: Ask, own: Own = UNKNOWN, *, now: float, 
     """What `ask` would take at `candidate`; `unknown` stands in for what it has not measured."""
     load = candidate.load or _IDLE
     age = 0.0 if candidate.local else max(0.0, now - candidate.load_at)
-    step = load.step_ms / 1000 or unknown.step_s
+    step = max(load.step_ms / 1000, LEAST) if load.step_ms else unknown.step_s
     more = load.stream_ms / step / 1000 if load.step_ms else SHARE
-    read = 1 / load.prefill_rate if load.prefill_rate else unknown.read_s
+    read = 1 / max(load.prefill_per_s, LEAST) if load.prefill_per_s else unknown.read_s
     cached = min(own.blocks * ask.block_tokens, ask.prompt_tokens - 1) if own.blocks else 0.0
     prefill = load.prefill_ms / 1000 + (ask.prompt_tokens - cached) * read
     decode = ask.output_tokens * step
@@ -111,21 +116,23 @@ def estimate(candidate: Candidate, ask: Ask, own: Own = UNKNOWN, *, now: float, 
     elif load.state == "loading":
         loading = max(0.0, (load.load_ms / 1000 or LOAD_S) - age)
 
+    behind = slower / slots * (there - slots + 1) if there >= slots else 0.0
+    others = alone * (more * (streams - 1) / slower + behind)
     prefill *= slower
     decode *= slower
     rtt = 0.0 if candidate.local else RTT_S if candidate.rtt_ms is None else candidate.rtt_ms / 1000
     penalty = own.failing * RETRY_S + (BRIDGE_S if candidate.origin else 0.0)
     first = rtt + wait + loading + prefill + penalty
-    return Estimate(rtt, wait, loading, prefill, decode, penalty, cached, alone, age, first, first + decode)
+    return Estimate(rtt, wait, loading, prefill, decode, penalty, cached, alone, others, age, first, first + decode)
 
 
 def is_measured(candidate: Candidate) -> bool:
     load = candidate.load
-    return load is not None and load.step_ms > 0 and load.prefill_rate > 0
+    return load is not None and load.step_ms > 0 and load.prefill_per_s > 0
 
 
 def best_told(candidates: Sequence[Candidate]) -> Speed:
     """The fastest that any candidate has measured, for those that have not: so they are tried, and then known."""
-    rates = [load.prefill_rate for candidate in candidates if (load := candidate.load) and load.prefill_rate]
+    rates = [load.prefill_per_s for candidate in candidates if (load := candidate.load) and load.prefill_per_s]
     steps = [load.step_ms for candidate in candidates if (load := candidate.load) and load.step_ms]
     return Speed(1 / max(rates) if rates else GUESS.read_s, min(steps) / 1000 if steps else GUESS.step_s)

@@ -51,7 +51,7 @@ def explain(candidates: Sequence[Candidate], ask: Ask, known: Knowledge, choice:
     found = estimates(candidates, ask, known, now=now)
     usable = known.allowed([candidate for candidate in candidates if fits(candidate, ask)], now)
     good = [each for candidate, each in zip(candidates, found, strict=True) if candidate in usable] or found
-    bound = near_bound(min(good, key=lambda each: score(each, ask)), ask)
+    bound = near_bound(min(good, key=lambda each: score(each, ask)), ask, count=len(good))
     rows = [
         _explained(candidate, each, ask, known, choice=choice, bound=bound, now=now)
         for candidate, each in zip(candidates, found, strict=True)
@@ -104,4 +104,4 @@ def _why_not(candidate: Candidate, found: Estimate, ask: Ask, *, mode: Mode, bou
         "writing the answer": found.decode,
         "what speaks against it": found.penalty,
     }
-    return f"slower by {score(found, ask) - bound:.1f} s, most of it by {max(terms, key=lambda term: terms[term])}"
+    return f"dearer by {score(found, ask) - bound:.1f} s, most of its time by {max(terms, key=lambda term: terms[term])}"

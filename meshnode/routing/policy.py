@@ -19,8 +19,8 @@ from meshnode.routing.table import Candidate
 
 NEAR = 0.10
 """Share by which a candidate may be slower than the best, and be as good: the estimate is no better."""
-NEAR_PER_S = 0.05
-"""More of it for each second that the best one's news is old."""
+NEAR_PER_S = 0.006
+"""More of it for each second that the best one's news is old, and for each candidate: so many choose meanwhile as we do."""
 MAX_NEAR = 0.85
 NEAR_S = 0.05
 """In seconds: so little nobody feels."""
@@ -45,13 +45,13 @@ class Policy(Protocol):
 
 
 def score(found: Estimate, ask: Ask) -> float:
-    """What is to be small, in seconds."""
-    return found.finish - FIRST_WEIGHT[ask.priority] * found.decode
+    """What is to be small, in seconds: our own time, and what we take from the others, which somebody does to us in turn."""
+    return found.finish + found.others - FIRST_WEIGHT[ask.priority] * found.decode
 
 
-def near_bound(best: Estimate, ask: Ask) -> float:
-    """The greatest score that is as good as that of `best`."""
-    return score(best, ask) * (1 + min(MAX_NEAR, NEAR + NEAR_PER_S * best.age)) + NEAR_S
+def near_bound(best: Estimate, ask: Ask, *, count: int) -> float:
+    """The greatest score that is as good as that of `best`, the best of `count`."""
+    return score(best, ask) * (1 + min(MAX_NEAR, NEAR + NEAR_PER_S * count * best.age)) + NEAR_S
 
 
 def estimates(candidates: Sequence[Candidate], ask: Ask, known: Knowledge, *, now: float) -> list[Estimate]:
@@ -63,8 +63,8 @@ def estimated(candidates: Sequence[Candidate], ask: Ask, known: Knowledge, *, no
     """One of those that are about to be done with it first."""
     found = estimates(candidates, ask, known, now=now)
     less = FIRST_WEIGHT[ask.priority]
-    scores = [each.finish - less * each.decode for each in found] if less else [each.finish for each in found]
-    bound = near_bound(found[scores.index(min(scores))], ask)
+    scores = [each.finish + each.others - less * each.decode for each in found]
+    bound = near_bound(found[scores.index(min(scores))], ask, count=len(candidates))
     near = [place for place, each in enumerate(scores) if each <= bound]
     far = [place for place in range(len(scores)) if scores[place] > bound and _is_doubtful(candidates[place], found[place])]
     if far and rng.random() < EXPLORE:

@@ -46,7 +46,11 @@ class Router:
 
     def ask(self, request: Request, digest: ModelDigest) -> Ask:
         """`request` in figures."""
-        return ask_of(request, digest, usual_output=self._lengths.get(digest or request.model, USUAL_OUTPUT))
+        return ask_of(request, digest, usual_output=self.usual_output(digest or request.model))
+
+    def usual_output(self, model: ModelDigest | str) -> float:
+        """Tokens of an answer, on average."""
+        return self._lengths.get(model, USUAL_OUTPUT)
 
     def choose(self, candidates: Sequence[Candidate], ask: Ask, *, now: float) -> Choice | None:
         """None when there is nobody."""

@@ -42,7 +42,7 @@ Hash = Annotated[bytes, Meta(min_length=8, max_length=8)]
 class ModelState(msgspec.Struct, frozen=True, array_like=True):
     """Live load of one model of the sender (design D10). Times in ms, speeds in tokens per second; 0 = not measured.
 
-    Reading a prompt of n tokens alone takes `prefill_ms` + 1000 n / `prefill_rate`, and each step of decoding k streams at once
+    Reading a prompt of n tokens alone takes `prefill_ms` + 1000 n / `prefill_per_s`, and each step of decoding k streams at once
     `step_ms` + (k - 1) `stream_ms`: fits to what the worker measured.
     """
 
@@ -57,7 +57,7 @@ class ModelState(msgspec.Struct, frozen=True, array_like=True):
     """What all that is active or queued would still take, one after the other and each alone."""
     kv_free_tokens: Count = 0
     tokens_per_s: Real = 0.0
-    prefill_rate: Real = 0.0
+    prefill_per_s: Real = 0.0
     prefill_ms: Real = 0.0
     step_ms: Real = 0.0
     stream_ms: Real = 0.0

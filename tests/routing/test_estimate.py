@@ -18,7 +18,7 @@ NOW = 50.0
 def candidate(
     *, age: float = 0.0, local: bool = False, origin: str = "", rtt_ms: float | None = 4.0, **load: float | str
 ) -> Candidate:
-    figures = {"slots": 4, "prefill_rate": 500.0, "prefill_ms": 100.0, "step_ms": 20.0, "stream_ms": 5.0, **load}
+    figures = {"slots": 4, "prefill_per_s": 500.0, "prefill_ms": 100.0, "step_ms": 20.0, "stream_ms": 5.0, **load}
     state = msgspec.structs.replace(ModelState("m", ModelDigest(b""), "ready"), **figures)
     node = NodeId(bytes(16))
     return Candidate(
@@ -110,8 +110,8 @@ def test_we_ourselves_are_no_way_away_and_never_old_news() -> None:
 
 
 def test_what_was_not_measured_is_taken_from_the_fastest_that_told() -> None:
-    silent = candidate(prefill_rate=0.0, step_ms=0.0)
-    others = [candidate(prefill_rate=100.0, step_ms=10.0), silent, candidate(prefill_rate=800.0, step_ms=40.0)]
+    silent = candidate(prefill_per_s=0.0, step_ms=0.0)
+    others = [candidate(prefill_per_s=100.0, step_ms=10.0), silent, candidate(prefill_per_s=800.0, step_ms=40.0)]
 
     assert best_told(others) == Speed(1 / 800, 0.01)
     assert estimate(silent, ASK, now=NOW, unknown=best_told(others)).decode == pytest.approx(100 * 0.01)

@@ -26,7 +26,7 @@ def candidates(*members: Member, me: int = 0) -> tuple[Candidate, ...]:
 def node(name: str, *, age: float = 0.5, rtt_ms: float = 1.0, origin: str = "", **load: float | str) -> Member:
     """One that reads 1000 tokens in a second and decodes 100 steps, unless told otherwise, and is not this node."""
     plain = fake_member(name, "m")
-    figures = {"prefill_rate": 1000.0, "step_ms": 10.0, "stream_ms": 2.0, "remaining_ms": 0, **load}
+    figures = {"prefill_per_s": 1000.0, "step_ms": 10.0, "stream_ms": 2.0, "remaining_ms": 0, **load}
     told = msgspec.structs.replace(plain.load[0], **figures)
     models = tuple(msgspec.structs.replace(model, origin=origin) for model in plain.models)
     return msgspec.structs.replace(plain, load=(told,), models=models, load_at=NOW - age, rtt_ms=rtt_ms)
@@ -58,7 +58,7 @@ def test_every_policy_takes_the_only_one_and_one_of_several(policy: Policy) -> N
 
 
 def test_the_faster_of_two_idle_nodes_is_chosen_and_a_busy_fast_one_left() -> None:
-    slow, fast = node("slow", prefill_rate=200.0, step_ms=50.0), node("fast")
+    slow, fast = node("slow", prefill_per_s=200.0, step_ms=50.0), node("fast")
     busy = node("fast", active=4, queued=8, remaining_ms=60_000)
 
     assert choose(slow, fast).candidate.node_name == "fast"
@@ -75,7 +75,7 @@ def test_nearly_equal_nodes_share_the_work_by_chance() -> None:
 
 def test_the_older_the_news_the_more_are_as_good() -> None:
     def others(age: float) -> set[str]:
-        return set(drawn(node("a", age=age), node("b", age=age, step_ms=14.0, prefill_rate=800.0)))
+        return set(drawn(node("a", age=age), node("b", age=age, step_ms=12.0, prefill_per_s=900.0)))
 
     assert others(0.5) == {"a"}
     assert others(15.0) == {"a", "b"}
@@ -161,7 +161,7 @@ def test_where_everybody_is_barred_somebody_is_asked_all_the_same() -> None:
 
 
 def test_whoever_never_measured_is_taken_to_be_as_fast_as_the_fastest() -> None:
-    fresh = node("fresh", prefill_rate=0.0, step_ms=0.0, stream_ms=0.0)
+    fresh = node("fresh", prefill_per_s=0.0, step_ms=0.0, stream_ms=0.0)
 
     assert set(drawn(fresh, node("fast"), node("slow", step_ms=50.0))) == {"fresh", "fast"}
 
@@ -183,12 +183,14 @@ def test_a_prompt_goes_where_it_fits() -> None:
 
 
 def test_whoever_watches_is_served_by_the_first_token_too() -> None:
-    reads_fast, writes_fast = node("reads", step_ms=20.0), node("writes", prefill_rate=700.0)
+    reads_fast, writes_fast = node("reads", step_ms=20.0), node("writes", prefill_per_s=700.0)
     interactive = msgspec.structs.replace(ASK, output_tokens=50.0, priority=Priority.INTERACTIVE)
     batch = msgspec.structs.replace(interactive, priority=Priority.BATCH, output_tokens=200.0)
 
     assert choose(reads_fast, writes_fast, ask=batch).candidate.node_name == "writes"
-    assert choose(node("reads", step_ms=20.0), node("writes", prefill_rate=500.0), ask=interactive).candidate.node_name == "reads"
+    assert (
+        choose(node("reads", step_ms=20.0), node("writes", prefill_per_s=500.0), ask=interactive).candidate.node_name == "reads"
+    )
 
 
 def test_round_robin_takes_turns() -> None:

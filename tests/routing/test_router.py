@@ -20,7 +20,9 @@ NOW = 10.0
 
 def node(name: str, step_ms: float = 20.0, active: int = 0) -> Member:
     plain = fake_member(name, "m", active=active)
-    load = msgspec.structs.replace(plain.load[0], prefill_rate=1000.0, step_ms=step_ms, stream_ms=2.0, remaining_ms=1000 * active)
+    load = msgspec.structs.replace(
+        plain.load[0], prefill_per_s=1000.0, step_ms=step_ms, stream_ms=2.0, remaining_ms=1000 * active
+    )
     return msgspec.structs.replace(plain, load=(load,), load_at=NOW, rtt_ms=1.0)
 
 
@@ -114,8 +116,8 @@ def test_the_explanation_has_every_candidate_with_all_terms_and_says_why() -> No
     assert rows[choice.candidate.node_name].verdict == f"chosen: {choice.reason}"
     other = ({"fast", "near"} - {choice.candidate.node_name}).pop()
     assert rows[other].verdict == "as good, and not drawn"
-    assert "most of it by writing the answer" in rows["slow"].verdict
-    assert "most of it by its queue" in rows["busy"].verdict
+    assert "most of its time by writing the answer" in rows["slow"].verdict
+    assert "most of its time by its queue" in rows["busy"].verdict
     assert rows["bad"].breaker is Mode.OPEN
     assert "its breaker is open" in rows["bad"].verdict
     assert "does not fit its context of 100" in rows["small"].verdict
