@@ -1,8 +1,9 @@
 """One request from resolved model to last event: choose, reserve, submit, and try elsewhere while that is still honest.
 
-An answer may move to another node until its first chunk has been passed on; after that a loss is an error, because the caller has
-read text that another node would write differently. Each attempt holds one reservation, from the choice until the backend's block
-is left, and `_attempt` is the only place that makes one.
+An answer may move to another node until its first chunk has been passed on. After that only a node with the same weights may go
+on, which is told what was said already (`routing.continuation`). Where there is none, a loss is an error, because the caller has
+read text that other weights would write differently. Each attempt holds one reservation, from the choice until the backend's
+block is left, and `_attempt` is the only place that makes one.
 """
 
 import random
@@ -19,6 +20,7 @@ from meshnode.inference import Chunk, End, Event, Request
 from meshnode.names import ModelDigest, NodeId
 from meshnode.routing.ask import Ask
 from meshnode.routing.breaker import Outcome
+from meshnode.routing.continuation import Spoken
 from meshnode.routing.policy import Choice, Policy, estimated
 from meshnode.routing.router import Router
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Route, route, unambiguous
@@ -47,6 +49,7 @@ class Dispatcher:
     ) -> None:
         self.me = me
         self.router = Router(policy=policy, rng=rng)
+        self._rng = rng
         self._members = members
         self._backend_of = backend_of
         self._on_change = on_change
@@ -71,6 +74,9 @@ class Dispatcher:
     def route(self, request: Request) -> Route:
         """Who could serve it now. Raises when nobody can."""
         return route(request.model, self._members(), me=self.me, only_local=request.hops > 0)
+
+    def draw_seed(self) -> int:
+        return self._rng.getrandbits(63)
 
     @contextmanager
     def reserve(self, choice: Choice, ask: Ask) -> Iterator["Reservation"]:
@@ -105,6 +111,8 @@ class Answer:
         self.node = ""
         self.model = request.model
         self.reason = ""
+        self.resumed = 0
+        """How often it went on elsewhere after its first text."""
         self._dispatcher = dispatcher
         self._request = request
         self._attempts = attempts
@@ -112,8 +120,9 @@ class Answer:
         self._source: Events | None = None
         self._reservation = Reservation()
         """Of the attempt that is running, or ran last."""
-        self._begun = False
-        self._length_of: ModelDigest | str = request.model
+        self._spoken = Spoken()
+        self._digest = ModelDigest(b"")
+        """The weights that speak; none where only a name is known."""
         self._failure: ServingError | None = None
         """The last one."""
         self._final: ServingError | None = None
@@ -143,10 +152,11 @@ class Answer:
         for event in batch:
             match event:
                 case Chunk():
-                    self._begun = True
+                    self._spoken.hear(event)
                     self._reservation.outcome = Outcome.SERVED
-                case End(usage=usage):
-                    self._dispatcher.router.learn_length(self._length_of, usage.completion_tokens // max(1, self._request.n))
+                case End(usage=usage) if self._request.inputs is None:
+                    tokens = usage.completion_tokens // max(1, self._request.n)
+                    self._dispatcher.router.learn_length(self._digest or self.model, tokens)
                 case _:
                     pass
 
@@ -176,6 +186,10 @@ class Answer:
         candidate = choice.candidate
         self._reservation = self._attempts.enter_context(self._dispatcher.reserve(choice, ask))
         backend = self._dispatcher.backend_of(candidate)
+        self._digest = candidate.digest
+        if candidate.digest and self._request.sampling.seed is None:  # whoever goes on must draw as this node does
+            sampling = msgspec.structs.replace(self._request.sampling, seed=self._dispatcher.draw_seed())
+            self._request = msgspec.structs.replace(self._request, sampling=sampling)
         if candidate.local:
             request = msgspec.structs.replace(self._request, model=candidate.model)
         else:
@@ -187,14 +201,16 @@ class Answer:
             found = self._dispatcher.route(self._request)
         except ModelUnavailable as nobody:
             # The failed attempt says more than "nowhere up", except that only the latter tells when to come back.
-            if self._failure and self._failure.retry_after is None:
+            if self._failure and not self._spoken.begun and self._failure.retry_after is None:
                 raise nobody from self._failure
             raise self._failure or nobody from None
         self.model = found.model
-        self._length_of = found.digest or found.model
+        left = [candidate for candidate in found.candidates if candidate.node not in self._tried]
+        if self._spoken.begun:
+            left = [candidate for candidate in left if candidate.digest == self._digest]
         router, now = self._dispatcher.router, trio.current_time()
         ask = router.ask(self._request, found.digest)
-        choice = router.choose([candidate for candidate in found.candidates if candidate.node not in self._tried], ask, now=now)
+        choice = router.choose(left, ask, now=now)
         if choice is None or len(self._tried) >= MAX_ATTEMPTS:
             raise self._exhausted()
         if not self._tried:
@@ -206,7 +222,7 @@ class Answer:
     def _exhausted(self) -> ServingError:
         """Every holder was asked and failed: to the caller that is 503, come back later, with the last failure's words."""
         failure = self._failure or InternalError("No node was asked.")
-        if not failure.retryable or failure.retry_after is not None:
+        if not failure.retryable or failure.retry_after is not None or self._spoken.begun:
             return failure
         message = f"No node could answer (tried {len(self._tried)}): {failure.message}"
         return ModelUnavailable(message, hint=failure.hint, retry_after=RETRY_AFTER_S)
@@ -219,10 +235,19 @@ class Answer:
         self._source = None
         self._failure = error
         self._reservation.outcome = Outcome.BUSY if isinstance(error, Overloaded | ModelUnavailable) else Outcome.FAILED
-        if self._begun or not error.retryable or self._request.hops:
+        if not error.retryable or self._request.hops or (self._spoken.begun and not self._can_go_on()):
             self._final = error
         elif isinstance(error, WorkerFailed):
             deaths = self._request.worker_deaths + 1
             self._request = msgspec.structs.replace(self._request, worker_deaths=deaths)
             if deaths >= MAX_WORKER_DEATHS:
                 self._final = WorkerCrashed(f"{deaths} workers failed under this request: {error.message}")
+
+    def _can_go_on(self) -> bool:
+        """Whether another node can take over in the middle, which it can for one choice of text; then the request says where."""
+        resume = self._spoken.resume() if self._digest and self._request.n == 1 and self._request.inputs is None else None
+        if resume is None:
+            return False
+        self._request = msgspec.structs.replace(self._request, resume=resume)
+        self.resumed += 1
+        return True

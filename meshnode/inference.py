@@ -5,12 +5,15 @@ events: any number of `Progress` and `Chunk`, then one `End`; a failure is an ex
 The types are msgspec structs because they cross process and machine borders; unknown fields of a newer peer are ignored.
 """
 
+import base64
 from enum import IntEnum, StrEnum
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+MAX_CHOICES = 8
+"""Of one request. Each takes a slot, and one client should not have them all for long: a guess."""
 MAX_BIASES = 1024
 """In one request. OpenAI takes 300; each costs every token of the answer some nanoseconds."""
 
@@ -18,6 +21,16 @@ MAX_TOP_LOGPROBS = 20
 """OpenAI's bound."""
 MAX_TOKEN_TEXT = 256
 """Bytes of a token's text beside its log-probability; longer ones, runs of blanks mostly, are cut. So twenty fit into a frame."""
+MAX_INPUTS = 2048
+"""Texts in one request for embeddings; OpenAI's bound."""
+MAX_SCHEMA = 64 * 1024
+"""Bytes of a schema or a grammar (security rule 15): ten times what people write."""
+MAX_TOOL_CALLS = 128
+"""In one choice of an answer; OpenAI's bound of tools in a request. What a model writes beyond stays text."""
+MAX_TOOL_NAME = 128
+"""MCP's bound, twice OpenAI's."""
+MAX_ARGUMENTS_PIECE = 16 * 1024
+"""Characters of a call's arguments in one event; there may be any number of them."""
 LOWEST_LOGPROB = -9999.0
 """OpenAI's number for what is next to impossible: JSON has no infinity."""
 
@@ -91,17 +104,24 @@ class Logprobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """`kind` is text, json_object or json_schema; `schema` is JSON text."""
+    """`kind` is text, json_object, json_schema or grammar; `schema` is the schema as JSON text, or the grammar in GBNF."""
 
     kind: str = "text"
     schema: str | None = None
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True):
-    """Continue an answer that another node began: replay `token_ids` in silence, then emit only text beyond `emitted_chars`."""
+    """Continue an answer that another node began: replay `token_ids` in silence, then emit only what is beyond `emitted`."""
 
     token_ids: tuple[int, ...]
     emitted_chars: int
+    emitted_reasoning: int = 0
+    emitted_arguments: int = 0
+
+    @property
+    def emitted(self) -> tuple[int, int, int]:
+        """Characters of text, of reasoning, and of the arguments of all calls together: arguments are never empty."""
+        return self.emitted_chars, self.emitted_reasoning, self.emitted_arguments
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +136,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tools: str | None = None
     """JSON text of OpenAI's `tools`."""
     tool_choice: str | None = None
+    """JSON text of OpenAI's `tool_choice`."""
+    parallel_tool_calls: bool = True
+    """Whether an answer may call several tools; else it ends with the first call."""
     response_format: ResponseFormat = ResponseFormat()
     logprobs: Logprobs | None = None
     priority: Priority = Priority.DEFAULT
@@ -128,6 +151,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     worker_deaths: int = 0
     """How many workers died under it (security rule 15)."""
     resume: Resume | None = None
+    inputs: Annotated[tuple[str, ...], Meta(max_length=MAX_INPUTS)] | None = None
+    """Texts to embed; then there are no messages. Choice i of the answer is the vector of text i, see `vector_text`."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -176,11 +201,22 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: Annotated[tuple[Alternative, ...], Meta(max_length=MAX_TOP_LOGPROBS)] = ()
 
 
+class ToolCall(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of the call of a tool. The first piece of an `index` has `id` and `name`; later ones only add to `arguments`."""
+
+    index: Annotated[int, Meta(ge=0, le=MAX_TOOL_CALLS - 1)]
+    id: Annotated[str, Meta(max_length=128)]
+    name: Annotated[str, Meta(max_length=MAX_TOOL_NAME)]
+    arguments: Annotated[str, Meta(max_length=MAX_ARGUMENTS_PIECE)]
+    """JSON text, or a part of it."""
+
+
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chunk"):
     """A piece of choice `choice`. `text` may be empty while a character or a possible stop string is held back.
 
     `token_ids` are the tokens drawn since the last chunk, held-back text included. `finish` is set on the choice's last chunk.
-    `logprobs`, where asked for, are those of `token_ids`, without the token that ends the answer.
+    `logprobs`, where asked for, are those of `token_ids`, without the token that ends the answer. What the model thinks before it
+    answers is `reasoning` and no part of the text, and neither are its calls of tools.
     """
 
     choice: int
@@ -188,6 +224,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chu
     token_ids: tuple[int, ...] = ()
     finish: Finish | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end"):
@@ -198,3 +236,11 @@ class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end")
 
 
 Event = Progress | Chunk | End
+
+
+def vector_text(values: bytes) -> str:
+    """A vector as the text of an answer: base64 of its little-endian single-precision numbers, as OpenAI's API shows it.
+
+    So embeddings take the way of all answers, with the same credit, limits and failover, for a third more bytes.
+    """
+    return base64.b64encode(values).decode()

@@ -4,13 +4,14 @@ The only module that knows all parts. Nothing is decided here: `gossip` decides 
 """
 
 import logging
+import math
 import os
 import random
 import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +28,7 @@ from meshnode.api.server import serve
 from meshnode.backend import Backend, Events
 from meshnode.bridges import registry
 from meshnode.dispatch import Answer, Dispatcher
-from meshnode.errors import ConfigurationError, InvalidRequest, ModelUnavailable
+from meshnode.errors import ConfigurationError, InvalidRequest, ModelNotFound, ModelUnavailable
 from meshnode.gossip.effects import Notify
 from meshnode.gossip.member import Member, Model
 from meshnode.gossip.view import MEMORY
@@ -41,8 +42,9 @@ from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
 from meshnode.start import Running, Start
 from meshnode.wire.codec import encode_value
 from meshnode.wire.messages import ModelState
+from meshnode.worker.compute import Compute, FlashAttention, KvType
 from meshnode.worker.machine import Memory
-from meshnode.worker.supervisor import State, Worker
+from meshnode.worker.models import Models
 
 log = logging.getLogger("meshnode.node")
 
@@ -66,7 +68,7 @@ class Node:
         self._api = api
         self._listeners = listeners
         self._secret = secret
-        self._workers = _workers(start)
+        self._models = _models(start)
         self._bridges = registry.registered()
         self._started = trio.current_time()
         self._changed = trio.Event()
@@ -160,9 +162,19 @@ class Node:
         self._rekeyed = (trio.current_time(), reason)
         self._renewal.set()
 
-    def submit(self, request: Request) -> AbstractAsyncContextManager[Answer]:
+    @asynccontextmanager
+    async def submit(self, request: Request) -> AsyncIterator[Answer]:
         """A client's request: this node is its caller, until API keys tell more."""
-        return self._dispatcher.submit(msgspec.structs.replace(request, caller=short(self._me)))
+        request = msgspec.structs.replace(request, caller=short(self._me))
+        try:
+            self._dispatcher.route(request)
+        except ModelNotFound:
+            if await self._models.look_again():
+                self.mesh.set_load(self._load())  # a file just found is then "not ready" and not "does not exist"
+        except ModelUnavailable:
+            pass  # told when it is tried
+        async with self._dispatcher.submit(request) as answer:
+            yield answer
 
     @asynccontextmanager
     async def serve_peer(self, request: Request, peer: NodeId) -> AsyncIterator[Events]:
@@ -197,7 +209,7 @@ class Node:
         """Empty when some model can be asked for, else what is missing."""
         if self.models():
             return ""
-        waiting = [f"{worker.name}: {worker.state.value}" for worker in self._workers]
+        waiting = self._models.waiting()
         return f"no model yet ({', '.join(waiting)})" if waiting else "no node with a model is linked"
 
     def report(self) -> status.Report:
@@ -216,7 +228,8 @@ class Node:
         )
         configured = set(map(str, self._start.settings.peer))  # who else is dialled in vain is only not at home
         workers = [
-            status.Worker(name=worker.name, state="failed", reason=worker.trouble) for worker in self._workers if worker.trouble
+            status.Worker(name=trouble.name, state="unusable" if trouble.of_file else "failed", reason=trouble.reason)
+            for trouble in self._models.troubles()
         ]
         refusals = [
             status.Refusal(addr=refusal.addr, reason=refusal.reason, age_s=now - refusal.at, count=refusal.count)
@@ -245,7 +258,7 @@ class Node:
         while True:
             self._changed = trio.Event()
             self.mesh.set_load(self._load())
-            wanted = {_record_key(model): encode_value(model) for model in self._models()}
+            wanted = {_record_key(model): encode_value(model) for model in self._records()}
             if figures := memory.figures(trio.current_time()):
                 wanted[MEMORY] = encode_value(figures)
             self._advertise(wanted, told)
@@ -255,8 +268,7 @@ class Node:
 
     async def run_backends(self) -> None:
         async with trio.open_nursery() as nursery:
-            for worker in self._workers:
-                nursery.start_soon(partial(worker.run, on_change=self.changed))
+            nursery.start_soon(partial(self._models.run, on_change=self.changed))
             for bridge in self._bridges:
                 nursery.start_soon(partial(bridge.run, on_change=self.changed))
 
@@ -264,9 +276,8 @@ class Node:
         self.changed()
         if not candidate.local:
             return self.mesh.backend(candidate.node)
-        for worker in self._workers:
-            if worker.model is not None and worker.model.digest == candidate.digest and worker.state is State.READY:
-                return worker
+        if candidate.digest and (worker := self._models.backend(candidate.digest)):
+            return worker
         for bridge in self._bridges:
             if candidate.model in {model.name for model in bridge.models()}:
                 return bridge.backend(candidate.model)
@@ -274,36 +285,47 @@ class Node:
         raise ModelUnavailable(f"{candidate.model} has just stopped being served on this node.", retry_after=RETRY_AFTER_S)
 
     def _load(self) -> tuple[ModelState, ...]:
-        return (*(worker.load() for worker in self._workers), *(state for bridge in self._bridges for state in bridge.load()))
+        return (*self._models.load(), *(state for bridge in self._bridges for state in bridge.load()))
 
     def _advertise(self, wanted: Mapping[str, bytes], told: dict[str, bytes]) -> None:
         for key, value in wanted.items():
             if told.get(key) != value:
-                self.mesh.advertise(key, value)
+                try:
+                    self.mesh.advertise(key, value)
+                except ValueError as error:  # a record is bounded, and remembers what was once in it
+                    log.warning("the others cannot be told of %s: %s; a restart of this node helps", key, error)
         for key in told.keys() - wanted.keys():
             self.mesh.advertise(key, None)
         told.clear()
         told.update(wanted)
 
-    def _models(self) -> list[Model]:
-        own = [worker.model for worker in self._workers if worker.model is not None]
-        return [*own, *(model for bridge in self._bridges for model in bridge.models())]
+    def _records(self) -> list[Model]:
+        return [*self._models.records(), *(model for bridge in self._bridges for model in bridge.models())]
 
 
 def _record_key(model: Model) -> str:
     return f"model/{model.digest.hex() or model.name}"
 
 
-def _workers(start: Start) -> tuple[Worker, ...]:
-    """One for each model file; the demo model when none was named, so that the first run answers."""
+def _models(start: Start) -> Models:
+    """Those that the settings name; the demo model when they name none, so that the first run answers."""
     settings = start.settings
-    if not settings.worker:
-        return ()
-    sources = settings.model or (("demo", Path(str(files("meshnode") / "data" / "demo.gguf"))),)
-    cache = start.data_dir.subdirectory("cache")
-    return tuple(
-        Worker(name, path, cache_dir=cache, slots=settings.slots, context_length=settings.context_length)
-        for name, path in sources
+    given = settings.model
+    if not given and not settings.models_dir:
+        given = (("demo", Path(str(files("meshnode") / "data" / "demo.gguf"))),)
+    return Models(
+        given if settings.worker else (),
+        settings.models_dir if settings.worker else (),
+        cache_dir=start.data_dir.subdirectory("cache"),
+        slots=settings.slots,
+        context_length=settings.context_length,
+        compute=Compute(
+            unified=settings.kv_unified,
+            gpu_layers=settings.gpu_layers,
+            kv_type=KvType(settings.kv_type),
+            flash_attention=FlashAttention(settings.flash_attention),
+        ),
+        keep_alive=settings.keep_alive or math.inf,
     )
 
 

@@ -13,10 +13,10 @@ import trio
 
 from meshnode import identity
 from meshnode.backend import Backend
-from meshnode.errors import LinkLost, MeshnodeError, Unsupported
+from meshnode.errors import LinkLost, MeshnodeError, RequestError, Unsupported
 from meshnode.gossip.effects import Notify
 from meshnode.gossip.engine import Engine
-from meshnode.inference import Chunk, End, Event, Finish, Message, Request, Sampling
+from meshnode.inference import MAX_CHOICES, Chunk, End, Event, Finish, Message, Request, Sampling
 from meshnode.mesh.listen import local_address, open_mesh_listeners
 from meshnode.mesh.mesh import Mesh
 from meshnode.names import NodeId
@@ -200,8 +200,8 @@ async def test_several_answers_at_once_do_not_mix(kind: Kind) -> None:
 
 
 async def test_what_it_cannot_do_is_refused_by_name(kind: Kind) -> None:
-    with pytest.raises(Unsupported) as caught:
-        await ask(kind, msgspec.structs.replace(ASK, n=2))
+    with pytest.raises(RequestError) as caught:
+        await ask(kind, msgspec.structs.replace(ASK, n=MAX_CHOICES + 1))
 
     assert caught.value.param == "n"
     assert not kind.busy()

@@ -63,3 +63,21 @@ async def test_a_node_that_has_to_take_a_new_key_does_so_and_says_why(tmp_path: 
 
     assert node.membership.identity.node_id != before
     assert any("took a new identity: the other is at 10.0.0.9:4850" in line for line in node.report().health)
+
+
+async def test_what_does_not_fit_into_the_record_is_told_in_the_log_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = make_node(tmp_path)
+    told: dict[str, bytes] = {}
+
+    def full(key: str, _value: bytes | None) -> None:
+        raise ValueError("a record of more than 256 keys")
+
+    monkeypatch.setattr(node.mesh, "advertise", full)
+    node._advertise({"model/aa": b"x"}, told)
+    node._advertise({"model/aa": b"x"}, told)
+
+    assert [line for line in caplog.messages if "model/aa" in line] == [
+        "the others cannot be told of model/aa: a record of more than 256 keys; a restart of this node helps"
+    ]

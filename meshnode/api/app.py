@@ -47,6 +47,7 @@ ROUTES = (
     Route("POST", "/v1/chat/completions", handlers.chat_completions),
     Route("GET", "/v1/models", handlers.models),
     Route("GET", "/v1/models/{id}", handlers.model),
+    Route("POST", "/v1/embeddings", handlers.embeddings),
     Route("GET", "/healthz", handlers.healthz),
     Route("GET", "/readyz", handlers.readyz),
     Route("GET", "/mesh/v1/status", handlers.status, admin=True),

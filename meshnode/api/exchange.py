@@ -18,6 +18,8 @@ class Answer(Protocol):
     node: str
     model: str
     reason: str
+    resumed: int
+    """How often another node went on with it after its first text."""
 
     @property
     def events(self) -> Events: ...

@@ -14,6 +14,8 @@ import msgspec
 import trio
 
 from meshnode.api.completion import DONE, ChunkStream, Collected, Identity, comment
+from meshnode.api.embeddings import Collected as Vectors
+from meshnode.api.embeddings import embeddings_request
 from meshnode.api.exchange import Answer, Exchange, json_response
 from meshnode.api.http import Headers, Response, header_text
 from meshnode.api.openai import chat_request, error_object
@@ -55,8 +57,19 @@ async def chat_completions(exchange: Exchange) -> AsyncIterator[Response]:
             yield json_response(collected.completion(identity(answer)), headers=_served_by(answer))
 
 
+@asynccontextmanager
+async def embeddings(exchange: Exchange) -> AsyncIterator[Response]:
+    asked = embeddings_request(exchange.request.body, request_id=exchange.id)
+    async with exchange.node.submit(asked.request) as answer:
+        collected = Vectors(asked)
+        async for batch in answer.events:
+            collected.add(batch)
+        yield json_response(collected.response(answer.model), headers=_served_by(answer))
+
+
 def _served_by(answer: Answer) -> Headers:
-    return (("x-meshnode-node", header_text(answer.node)), ("x-meshnode-reason", header_text(answer.reason)))
+    resumed = (("x-meshnode-resumed", str(answer.resumed)),) if answer.resumed else ()
+    return (("x-meshnode-node", header_text(answer.node)), ("x-meshnode-reason", header_text(answer.reason)), *resumed)
 
 
 class _Waiting:
@@ -64,11 +77,18 @@ class _Waiting:
 
     def __init__(self, answer: Answer) -> None:
         self.progress: Progress | None = None
+        self.spoken = trio.current_time()
+        """When the client last heard of us. Not every batch is heard: while a call of a tool grows, nothing of it is shown."""
+        self._answer = answer
         self._events = answer.events
 
+    def resumed(self) -> bytes:
+        """A comment at the end: the headers had gone out long before."""
+        return b": x-meshnode-resumed: %d\n\n" % self._answer.resumed if self._answer.resumed else b""
+
     async def next_batch(self) -> tuple[Event, ...] | None:
-        """None after `PATIENCE_S` without one. The wait that is then cut loses nothing: see `backend.Events`."""
-        with trio.move_on_after(PATIENCE_S):
+        """None after `PATIENCE_S` of silence. The wait that is then cut loses nothing: see `backend.Events`."""
+        with trio.move_on_at(self.spoken + PATIENCE_S):
             while True:
                 batch = await anext(self._events, None)
                 if batch is None:
@@ -91,14 +111,16 @@ async def _pieces(
     try:
         while True:
             if batch is None:
-                yield comment(None if chunks else waiting.progress)
+                piece, ended = comment(None if chunks else waiting.progress), False
             else:
                 chunks = chunks or chunks_of()
                 ended = isinstance(batch[-1], End)
-                if piece := chunks.encode(batch) + (DONE if ended else b""):
-                    yield piece
-                if ended:
-                    return
+                piece = chunks.encode(batch) + (waiting.resumed() + DONE if ended else b"")
+            if piece:
+                waiting.spoken = trio.current_time()
+                yield piece
+            if ended:
+                return
             batch = await waiting.next_batch()
     except MeshnodeError as error:
         yield _error_event(error)
@@ -154,6 +176,7 @@ def _model_object(listing: Listing, created: int) -> dict[str, object]:
             "size": listing.size,
             "context_length": listing.context_length,
             "nodes": listing.nodes,
+            "loaded_on": listing.loaded_on,
         },
     }
 

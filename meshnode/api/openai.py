@@ -5,17 +5,18 @@ fields are ignored, as the API promises; known ones that would change the answer
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from meshnode import inference
+from meshnode import inference, tools
 from meshnode.api.bounds import Bounds, check_bounds
 from meshnode.api.sampling import Fields, sampling
 from meshnode.errors import InvalidRequest, MeshnodeError, Unsupported
 from meshnode.names import printable
 
+T = TypeVar("T")
 _Object = dict[str, object]
 _ABSENT = msgspec.Raw()
 
@@ -55,10 +56,15 @@ class _Body(Fields, frozen=True, kw_only=True):
     messages: Annotated[list[_Message], Meta(min_length=1, max_length=_MAX_MESSAGES)]
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n: int | None = None
     tools: msgspec.Raw = _ABSENT
     tool_choice: msgspec.Raw = _ABSENT
+    parallel_tool_calls: bool | None = None
+    functions: msgspec.Raw = _ABSENT
+    function_call: msgspec.Raw = _ABSENT
     response_format: _Format | None = None
+    grammar: str | None = None
+    """llama-server's."""
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
@@ -73,16 +79,19 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def chat_request(body: bytes, *, request_id: str) -> ChatRequest:
     """Raises InvalidRequest or Unsupported, whose `param` names the field."""
-    asked = _decode(body)
+    asked = decoded(_DECODER, body)
+    offered, choice = _tools(asked)
+    check_bounds("n", asked.n, Bounds(1, inference.MAX_CHOICES))
     request = inference.Request(
         id=request_id,
         model=asked.model,
         messages=tuple(_message(each, f"messages[{index}]") for index, each in enumerate(asked.messages)),
         sampling=sampling(asked),
         n=asked.n or 1,
-        tools=_json_text(asked.tools, list[_Object] | None, "tools"),
-        tool_choice=_json_text(asked.tool_choice, str | _Object | None, "tool_choice"),
-        response_format=_response_format(asked.response_format),
+        tools=offered,
+        tool_choice=choice,
+        parallel_tool_calls=asked.parallel_tool_calls is not False,
+        response_format=_response_format(asked.response_format, asked.grammar),
         logprobs=_logprobs(asked),
     )
     usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
@@ -99,9 +108,10 @@ _AT = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 _FIELD = re.compile(r"required field `(\w+)`")
 
 
-def _decode(body: bytes) -> _Body:
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """A request's body. Raises InvalidRequest that names the field."""
     try:
-        return _DECODER.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _named(str(error)) from None
     except (ValueError, RecursionError) as error:
@@ -122,7 +132,11 @@ def _named(reason: str) -> InvalidRequest:
 
 
 def _message(message: _Message, place: str) -> inference.Message:
-    calls = _json_text(message.tool_calls, list[_Object] | None, f"{place}.tool_calls")
+    calls = _calls(message.tool_calls, f"{place}.tool_calls")
+    if calls and message.role != "assistant":
+        raise InvalidRequest(f"`{place}.tool_calls` is for an assistant's messages.", param=f"{place}.tool_calls")
+    if message.role == "tool" and not message.tool_call_id:
+        raise InvalidRequest(f"`{place}.tool_call_id` is missing.", param=f"{place}.tool_call_id")
     if message.content is None and not (message.role == "assistant" and calls):
         raise InvalidRequest(
             f"`{place}.content` is missing.", hint="Only an assistant's tool calls go without.", param=f"{place}.content"
@@ -152,30 +166,69 @@ def _content(content: str | list[_Part] | None, place: str) -> str:
     return "\n".join(texts)
 
 
-def _json_text(raw: msgspec.Raw, kind: object, place: str) -> str | None:
-    """JSON text as it came, for the worker to read; None when it says nothing.
+def _calls(raw: msgspec.Raw, place: str) -> str | None:
+    text = _text(raw, place)
+    made = tools.calls(text, place) if text is not None else ()
+    return tools.calls_text(made) if made else None
+
+
+def _tools(asked: _Body) -> tuple[str | None, str | None]:
+    """The texts of `tools` and `tool_choice`, once they are known to be right."""
+    for name, old in (("functions", asked.functions), ("function_call", asked.function_call)):
+        if _text(old, name) is not None:
+            raise Unsupported(f"`{name}` is not supported.", hint="Use `tools` and `tool_choice`.", param=name)
+    offered, choice = _text(asked.tools, "tools"), _text(asked.tool_choice, "tool_choice")
+    names = tools.names(offered) if offered is not None else ()
+    tools.requested(names, choice)
+    return offered if names else None, choice
+
+
+def _text(raw: msgspec.Raw, place: str, *, limit: int = _MAX_JSON_TEXT) -> str | None:
+    """JSON text as it came, for the worker to read; None when it says nothing."""
+    if len(bytes(raw)) > limit:
+        raise InvalidRequest(f"`{place}` is larger than {limit} bytes.", param=place)
+    try:
+        text = bytes(raw).decode().strip()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"`{place}` is not UTF-8.", param=place) from None
+    return None if text in ("", "null") else text
+
+
+def _json_text(raw: msgspec.Raw, kind: object, place: str, *, limit: int = _MAX_JSON_TEXT) -> str | None:
+    """As `_text`, of this kind.
 
     The decoder passes over raw JSON without a look at its strings, so it is decoded here once, to be sure that the worker can.
     """
-    if not bytes(raw):
+    text = _text(raw, place, limit=limit)
+    if text is None:
         return None
-    if len(bytes(raw)) > _MAX_JSON_TEXT:
-        raise InvalidRequest(f"`{place}` is larger than {_MAX_JSON_TEXT} bytes.", param=place)
     try:
-        value = msgspec.json.decode(raw, type=kind)
+        value = msgspec.json.decode(text, type=kind)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"`{place}` is wrong: {printable(str(error))}.", param=place) from None
-    return bytes(raw).decode().strip() if value else None
+    return text if value else None
 
 
-def _response_format(asked: _Format | None) -> inference.ResponseFormat:
+def _response_format(asked: _Format | None, grammar: str | None) -> inference.ResponseFormat:
+    if grammar:
+        return _grammar(grammar, asked)
     if asked is None:
         return inference.ResponseFormat()
     place = "response_format.json_schema.schema"
-    schema = _json_text(asked.json_schema.schema, _Object | None, place) if asked.json_schema else None
+    schema = None
+    if asked.type == "json_schema" and asked.json_schema:
+        schema = _json_text(asked.json_schema.schema, _Object | None, place, limit=inference.MAX_SCHEMA)
     if asked.type == "json_schema" and schema is None:
-        raise InvalidRequest(f"`{place}` is missing.", param=place)
+        raise InvalidRequest(f"`{place}` is missing or empty.", hint="For any object, ask for `json_object`.", param=place)
     return inference.ResponseFormat(kind=asked.type, schema=schema)
+
+
+def _grammar(grammar: str, asked: _Format | None) -> inference.ResponseFormat:
+    if asked is not None and asked.type != "text":
+        raise InvalidRequest("An answer follows either `grammar` or `response_format`, not both.", param="grammar")
+    if len(grammar.encode()) > inference.MAX_SCHEMA:
+        raise InvalidRequest(f"`grammar` is larger than {inference.MAX_SCHEMA} bytes.", param="grammar")
+    return inference.ResponseFormat(kind="grammar", schema=grammar)
 
 
 def _logprobs(asked: _Body) -> inference.Logprobs | None:

@@ -26,11 +26,14 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 def ask_of(request: Request, digest: ModelDigest, *, usual_output: float) -> Ask:
     """`usual_output`: tokens of an answer of this model so far, on average."""
-    text = sum(len(message.content.encode("utf-8", "surrogatepass")) for message in request.messages) + len(request.tools or "")
-    tokens = text / BYTES_PER_TOKEN + TURN_TOKENS * len(request.messages)
+    texts = (*(message.content for message in request.messages), *(request.inputs or ()), request.tools or "")
+    tokens = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) / BYTES_PER_TOKEN
+    tokens += TURN_TOKENS * len(request.messages)
     resumed = len(request.resume.token_ids) if request.resume else 0
     limit = request.sampling.max_tokens
     expected = usual_output if limit is None else min(limit, usual_output)
+    if request.inputs is not None:
+        expected = 0.0  # embeddings draw nothing
     return Ask(
         prompt_tokens=tokens + resumed,
         output_tokens=max(1.0, expected - resumed) * max(1, request.n),

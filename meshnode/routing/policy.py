@@ -98,20 +98,26 @@ def _reason(place: int, near: Sequence[int], candidates: Sequence[Candidate], fo
     return "local" if candidates[place].local else "fastest" if len(near) == 1 else "near-fastest"
 
 
+def _loaded(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """For whoever does not go by time: who would have to load the model first is asked only where nobody has it loaded."""
+    return [candidate for candidate in candidates if candidate.loaded] or candidates
+
+
 def at_random(candidates: Sequence[Candidate], ask: Ask, known: Knowledge, *, now: float, rng: random.Random) -> Choice:
-    return Choice(rng.choice(candidates), "random")
+    return Choice(rng.choice(_loaded(candidates)), "random")
 
 
 def round_robin(candidates: Sequence[Candidate], ask: Ask, known: Knowledge, *, now: float, rng: random.Random) -> Choice:
     """In the order of node ids, so that it does not matter in which they come."""
-    ordered = sorted(candidates, key=lambda candidate: candidate.holder)
+    ordered = sorted(_loaded(candidates), key=lambda candidate: candidate.holder)
     return Choice(ordered[known.turn % len(ordered)], "round-robin")
 
 
 def least_connections(candidates: Sequence[Candidate], ask: Ask, known: Knowledge, *, now: float, rng: random.Random) -> Choice:
     """The least occupied one, in requests per slot; ties go to ourselves, then to chance."""
-    busy = [occupancy(candidate, known) for candidate in candidates]
-    best = [candidate for candidate, each in zip(candidates, busy, strict=True) if each == min(busy)]
+    loaded = _loaded(candidates)
+    busy = [occupancy(candidate, known) for candidate in loaded]
+    best = [candidate for candidate, each in zip(loaded, busy, strict=True) if each == min(busy)]
     chosen = next((candidate for candidate in best if candidate.local), None) or rng.choice(best)
     if len(candidates) == 1:
         return Choice(chosen, "only-holder")
@@ -120,7 +126,8 @@ def least_connections(candidates: Sequence[Candidate], ask: Ask, known: Knowledg
 
 def power_of_two(candidates: Sequence[Candidate], ask: Ask, known: Knowledge, *, now: float, rng: random.Random) -> Choice:
     """The less occupied of two that are drawn."""
-    pair = rng.sample(candidates, min(2, len(candidates)))
+    loaded = _loaded(candidates)
+    pair = rng.sample(loaded, min(2, len(loaded)))
     return Choice(min(pair, key=lambda candidate: occupancy(candidate, known)), "power-of-two")
 
 

@@ -20,9 +20,6 @@ MAX_COMPARED = 1000
 """Names that a wrong one is compared with: 10 us each on the event loop, and members can tell of a million."""
 RETRY_AFTER_S = 5.0
 """A node that restarts is back within seconds: a guess, in the range 1 to 120 that the official clients honour."""
-ABLE = frozenset({"ready", "available", "loading", ""})
-"""States in which a model may be asked for: the first request has it loaded from disk, and meanwhile others wait or are refused.
-Empty: the record came before the first heartbeat."""
 STATUS_HINT = "`meshnode status` there says more."
 
 
@@ -51,6 +48,11 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     def holder(self) -> Holder:
         return (self.node, self.model)
 
+    @property
+    def loaded(self) -> bool:
+        """Whether it can begin at once."""
+        return self.load is None or self.load.state == "ready"
+
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """A resolved model: the name it is served under, and who can serve it now (at least one)."""
@@ -69,7 +71,9 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     context_length: int
     nodes: tuple[str, ...]
-    """Names of the nodes that can serve it now, sorted."""
+    """Names of the nodes that can serve it, sorted."""
+    loaded_on: tuple[str, ...]
+    """Those of them that need not load it first."""
 
 
 Holding = tuple[Member, Model]
@@ -92,10 +96,10 @@ def route(wanted: str, members: Iterable[Member], *, me: NodeId, only_local: boo
         nodes = ", ".join(sorted({member.name for member, model in holdings if model.digest == digest}))
         raise ModelNotFound(f"Node `{pin}` does not have the model `{name}`.", hint=f"It is on: {nodes}.", param="model")
     up = [holding for holding in held if holding[0].routable and (not only_local or holding[0].id == me)]
-    able = [holding for holding in up if _state(holding) in ABLE]
-    if not able:
+    usable = [holding for holding in up if _is_usable(holding)]
+    if not usable:
         raise ModelUnavailable(_why_not(wanted, held, up), hint=STATUS_HINT, retry_after=RETRY_AFTER_S)
-    return Route(model=name, digest=digest, candidates=tuple(_candidate(member, model, me) for member, model in able))
+    return Route(model=name, digest=digest, candidates=tuple(_candidate(member, model, me) for member, model in usable))
 
 
 def unambiguous(candidate: Candidate) -> str:
@@ -104,9 +108,9 @@ def unambiguous(candidate: Candidate) -> str:
 
 
 def listings(members: Iterable[Member]) -> tuple[Listing, ...]:
-    """Every model that some routable node can serve now, by id."""
+    """Every model that some routable node can serve, if need be once it has loaded it, by id."""
     holdings = [
-        (member, model) for member in members if member.routable for model in member.models if _is_listed((member, model))
+        (member, model) for member in members if member.routable for model in member.models if _is_usable((member, model))
     ]
     listed = {}
     for _, model in holdings:
@@ -122,6 +126,7 @@ def listings(members: Iterable[Member]) -> tuple[Listing, ...]:
             size=model.size,
             context_length=max(other.context_length for _, other in same),
             nodes=tuple(sorted({member.name for member, _ in same})),
+            loaded_on=tuple(sorted({member.name for member, other in same if _state((member, other)) in {"ready", ""}})),
         )
     return tuple(sorted(listed.values(), key=lambda listing: listing.id))
 
@@ -175,8 +180,9 @@ def _state(holding: Holding) -> str:
     return load.state if load else ""
 
 
-def _is_listed(holding: Holding) -> bool:
-    return _state(holding) in {"ready", "available", ""}
+def _is_usable(holding: Holding) -> bool:
+    """Ready, or would be for whoever asks. Empty: the record came before the first heartbeat."""
+    return _state(holding) in {"ready", "available", "loading", ""}
 
 
 def _candidate(member: Member, model: Model, me: NodeId) -> Candidate:

@@ -6,11 +6,10 @@ Two dangers, two answers.
 it compiles. So this module only ever runs in the renderer process, which is limited and killed (`renderer.py`, security rule
 16); here, operators, filters and methods that amplify are bounded or absent, and the output is capped.
 
-**The messages.** A message that holds `<|im_end|>` must not end its turn. What comes from a message is a `Content`, a str that
-stays Content through everything that only trims, cuts or recases it, and that marks itself wherever it is mixed with other text:
-it writes an opening and a closing mark around itself. The marks are two private code points that occur in none of the messages
-and not in the template, so nobody can forge one. The output is cut at the marks into regions; `prompt.py` lets only the
-template's regions name control tokens. A template that takes a marked text apart again is refused by name, not guessed at.
+**The messages.** A message that holds `<|im_end|>` must not end its turn; nor must a tool's description, or an argument. What
+comes from a client is `Content` (`content.py`), which marks itself wherever it is mixed with other text. The output is cut at the
+marks into regions; `prompt.py` lets only the template's regions name control tokens. A template that takes a marked text apart
+again is refused by name, not guessed at.
 """
 
 import html
@@ -18,7 +17,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, SupportsIndex
+from typing import Any
 
 import jinja2.filters
 import jinja2.sandbox
@@ -29,6 +28,8 @@ from jinja2.runtime import Context
 from jinja2.visitor import NodeTransformer
 
 from meshnode.inference import Message
+from meshnode.worker.content import MAX_DEPTH, Broken, Content, Marks, Refused, check, contents, texts
+from meshnode.worker.conversation import decoded, values
 from meshnode.worker.protocol import Region
 
 MAX_TEMPLATE = 64 * 1024
@@ -37,76 +38,6 @@ MAX_OUTPUT = 16 * 1024 * 1024
 """Characters of a rendered prompt: twice the largest request body."""
 MAX_WIDTH = 256
 """Of padding and indentation."""
-_PRIVATE_USE = (0xF0000, 0xFFFFD)
-
-
-class Refused(Exception):
-    """The template itself raised: these messages are not what it takes."""
-
-
-class Broken(Exception):
-    """The template does not compile, does what it may not, or is too large; the text says which."""
-
-
-class _Marks:
-    """The two code points of one render."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        used = set().union(*texts)
-        free = (chr(point) for point in range(*_PRIVATE_USE) if chr(point) not in used)
-        try:
-            self.open, self.close = next(free), next(free)
-        except StopIteration:
-            raise Refused("the messages use every private character there is") from None
-
-    def cut(self, output: str) -> Iterator[Region]:
-        ours = True
-        for piece in re.split(f"([{self.open}{self.close}])", output):
-            if piece in (self.open, self.close):
-                if ours != (piece == self.open):
-                    raise Broken("it takes text apart that holds a message")
-                ours = not ours
-            elif piece:
-                yield Region(text=piece, ours=ours)
-        if not ours:
-            raise Broken("it takes text apart that holds a message")
-
-
-class Content(str):
-    """Text that came from a message. Mixed with anything it becomes a plain str with marks around what was Content."""
-
-    __slots__ = ("marks",)
-    marks: _Marks
-
-    def like(self, text: str) -> "Content":
-        content = Content(text)
-        content.marks = self.marks
-        return content
-
-    @property
-    def raw(self) -> str:
-        return super().__str__()
-
-    def __str__(self) -> str:
-        return f"{self.marks.open}{self.raw}{self.marks.close}" if self else ""
-
-    def __repr__(self) -> str:
-        return str(self.like(repr(self.raw)))
-
-    def __format__(self, spec: str) -> str:
-        return str(self.like(format(self.raw, spec)))
-
-    def __add__(self, other: str) -> str:
-        return str(self) + str(other)
-
-    def __radd__(self, other: str) -> str:
-        return str(other) + str(self)
-
-    def __getitem__(self, key: SupportsIndex | slice) -> "Content":
-        return self.like(self.raw[key])
-
-    def __iter__(self) -> Iterator["Content"]:
-        return map(self.like, self.raw)
 
 
 _KEEPING = ("strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize", "replace", "removeprefix", "removesuffix")
@@ -217,7 +148,7 @@ class _JSON(json.JSONEncoder):
 
 def _marked(value: object, depth: int) -> object:
     """`value` with every Content as the marked str that it becomes in text."""
-    if depth > 32:
+    if depth > MAX_DEPTH + 2:
         raise Broken("it nests too deep")
     if isinstance(value, str):
         return str(value)
@@ -336,7 +267,7 @@ class Template:
         if len(source.encode("utf-8", "replace")) > MAX_TEMPLATE:
             raise Broken(f"it is longer than {MAX_TEMPLATE // 1024} KiB")
         self._source = source
-        self._variables = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True, "tools": None, "documents": None}
+        self._variables = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True, "documents": None}
         try:
             self._template = _Sandbox().from_string(source)
         except Broken:
@@ -344,15 +275,31 @@ class Template:
         except Exception as error:  # a hostile source fails in ways of its own: recursion, memory, overflow
             raise Broken(_reason(error)) from error
 
-    def render(self, messages: Sequence[Message]) -> tuple[Region, ...]:
-        """The prompt that `messages` make. Raises Refused when the template does, Broken when it fails."""
-        marks = _Marks(
-            [self._source, *(text for message in messages for text in (message.role, message.content, message.name or ""))]
-        )
-        values = [_values(message, marks) for message in messages]
+    def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[Region, ...]:
+        """The prompt that `messages` make, with the tools of this JSON text.
+
+        Raises Refused when the template does, Broken when it fails, InvalidRequest for calls that are none.
+
+        Arguments of earlier calls are objects, as other engines have them too; a few templates want them as text, and fail on
+        objects.
+        """
+        offered = decoded(tools) if tools is not None else None
+        try:
+            return self._render([*values(messages, parsed=True)], offered)
+        except Broken:
+            if all(message.tool_calls is None for message in messages):
+                raise
+            return self._render([*values(messages, parsed=False)], offered)
+
+    def _render(self, messages: list[dict[str, object]], tools: object) -> tuple[Region, ...]:
+        check([tools, *(message.get("tool_calls") for message in messages)])
+        marks = Marks([self._source, *texts(messages), *texts(tools)])
+        seed = Content()
+        seed.marks = marks
         pieces, length = [], 0
         try:
-            for piece in self._template.generate(messages=values, **self._variables):
+            given = {"messages": contents(messages, seed), "tools": contents(tools, seed)}
+            for piece in self._template.generate(**given, **self._variables):
                 pieces.append(piece)
                 length += len(piece)
                 if length > MAX_OUTPUT:
@@ -362,15 +309,6 @@ class Template:
         except Exception as error:  # as above
             raise Broken(_reason(error)) from error
         return tuple(marks.cut("".join(pieces)))
-
-
-def _values(message: Message, marks: _Marks) -> dict[str, object]:
-    seed = Content()
-    seed.marks = marks
-    values: dict[str, object] = {"role": seed.like(message.role), "content": seed.like(message.content)}
-    if message.name is not None:
-        values["name"] = seed.like(message.name)
-    return values
 
 
 def _reason(error: Exception) -> str:

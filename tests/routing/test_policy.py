@@ -220,3 +220,11 @@ def test_power_of_two_never_takes_the_busiest_of_three() -> None:
     members = node("a", active=1), node("b"), node("c", active=3)
 
     assert set(drawn(*members, policy=power_of_two)) == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES.keys() - {"estimate"}))
+def test_without_estimates_a_model_is_loaded_only_where_nobody_has_it_loaded(name: str) -> None:
+    busy, cold = node("busy", active=4), node("cold", state="available")
+
+    assert set(drawn(busy, cold, policy=POLICIES[name])) == {"busy"}
+    assert set(drawn(cold, policy=POLICIES[name])) == {"cold"}

@@ -40,8 +40,10 @@ def test_a_request_in_figures() -> None:
     resumed = ask_of(
         msgspec.structs.replace(REQUEST, resume=Resume(token_ids=(1,) * 250, emitted_chars=0)), DIGEST, usual_output=300.0
     )
+    embedded = ask_of(msgspec.structs.replace(REQUEST, messages=(), inputs=("x" * 400, "y" * 400)), DIGEST, usual_output=300.0)
 
     assert ask.prompt_tokens == pytest.approx(1004)
+    assert (embedded.prompt_tokens, embedded.output_tokens) == (200, 1)
     assert len(ask.chain) == 15
     assert (ask.output_tokens, short.output_tokens) == (300, 60)
     assert (resumed.prompt_tokens, resumed.output_tokens) == (ask.prompt_tokens + 250, 50)

@@ -10,12 +10,16 @@ import msgspec
 import numpy as np
 
 from meshnode.errors import InvalidRequest, RequestError, Unsupported
-from meshnode.inference import MAX_BIASES, Bias, Logprobs, Message, Request, ResponseFormat, Resume, Sampling
-from meshnode.worker.engine import Engine, Job, Runtime
+from meshnode.inference import MAX_BIASES, MAX_CHOICES, Bias, Logprobs, Message, Request, ResponseFormat, Resume, Sampling
+from meshnode.tools import Choice, Tools
+from meshnode.worker.engine import Engine
 from meshnode.worker.gguf import Facts
+from meshnode.worker.job import Job
+from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.penalties import Penalties
-from meshnode.worker.process import _Channel, _Model, _serve, check, check_bias, sampler
+from meshnode.worker.process import _Channel, _Model, _serve, check, check_tokens, control, sampler, seed, wanted_tools
 from meshnode.worker.protocol import Cancel, Submit, ToChild
+from meshnode.worker.runtime import Runtime
 
 PLAIN = Request(id="r", model="m", messages=(Message(role="user", content="Hi"),))
 FACTS = Facts(
@@ -39,29 +43,28 @@ def refused(error: type[RequestError], **changes: object) -> str | None:
 
 def test_a_plain_request_passes() -> None:
     check(PLAIN)
+    check(msgspec.structs.replace(PLAIN, messages=(), inputs=("a",)))
     check(msgspec.structs.replace(PLAIN, sampling=Sampling(temperature=0, top_p=1, top_k=0, seed=-5, max_tokens=1, stop=("x",))))
 
 
-@pytest.mark.parametrize(
-    ("param", "changes"),
-    [
-        ("n", {"n": 2}),
-        ("tools", {"tools": "[]"}),
-        ("tools", {"messages": (Message(role="tool", content="1", tool_call_id="c"),)}),
-        ("tools", {"messages": (Message(role="assistant", content="", tool_calls="[]"),)}),
-        ("response_format", {"response_format": ResponseFormat(kind="json_object")}),
-        ("resume", {"resume": Resume(token_ids=(), emitted_chars=0)}),
-    ],
-)
-def test_what_is_not_possible_yet_is_refused_by_name(param: str, changes: dict[str, object]) -> None:
-    assert refused(Unsupported, **changes) == param
+def test_an_answer_of_a_form_cannot_call_tools_yet() -> None:
+    tools = '[{"type":"function","function":{"name":"f"}}]'
+    form = ResponseFormat(kind="json_object")
+
+    assert refused(Unsupported, response_format=form, tools=tools) == "response_format"
+    check(msgspec.structs.replace(PLAIN, response_format=form, tools=tools, tool_choice='"none"'))
+    check(msgspec.structs.replace(PLAIN, response_format=form))
 
 
 @pytest.mark.parametrize(
     ("param", "changes"),
     [
         ("messages", {"messages": ()}),
+        ("messages", {"inputs": ("a text beside messages",)}),
         ("n", {"n": 0}),
+        ("n", {"n": MAX_CHOICES + 1}),
+        ("resume", {"resume": Resume(token_ids=(), emitted_chars=-1)}),
+        ("resume", {"resume": Resume(token_ids=(1,), emitted_chars=0), "n": 2}),
         ("temperature", {"sampling": Sampling(temperature=-1)}),
         ("temperature", {"sampling": Sampling(temperature=float("nan"))}),
         ("top_p", {"sampling": Sampling(top_p=0)}),
@@ -116,12 +119,77 @@ def test_biases_add_up_to_one_a_token_and_what_ends_an_answer_can_be_forbidden()
 
 
 @pytest.mark.parametrize("token", [-1, 100])
-def test_a_bias_for_a_token_that_the_model_does_not_have_is_refused_by_its_id(token: int) -> None:
-    check_bias(Sampling(logit_bias=(Bias(0, 1), Bias(99, 1))), 100)
-    with pytest.raises(InvalidRequest, match=rf"token {token}; .* 0 to 99") as caught:
-        check_bias(Sampling(logit_bias=(Bias(0, 1), Bias(token, 1))), 100)
+@pytest.mark.parametrize("param", ["logit_bias", "resume"])
+def test_a_token_that_the_model_does_not_have_is_refused_by_its_id(param: str, token: int) -> None:
+    def naming(*tokens: int) -> Request:
+        if param == "resume":
+            return msgspec.structs.replace(PLAIN, resume=Resume(token_ids=tokens, emitted_chars=0))
+        return msgspec.structs.replace(PLAIN, sampling=Sampling(logit_bias=tuple(Bias(token, 1) for token in tokens)))
 
-    assert caught.value.param == "logit_bias"
+    check_tokens(naming(0, 99), 100)
+    with pytest.raises(InvalidRequest, match=rf"'{param}' names token {token}; .* 0 to 99") as caught:
+        check_tokens(naming(0, token), 100)
+
+    assert caught.value.param == param
+
+
+TOOLS = '[{"type": "function", "function": {"name": "f"}}]'
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, Tools()),
+        ({"tools": "[]"}, Tools()),
+        ({"tools": TOOLS}, Tools(("f",), Choice.AUTO)),
+        ({"tools": TOOLS, "tool_choice": '"auto"'}, Tools(("f",), Choice.AUTO)),
+        ({"tools": TOOLS, "tool_choice": '"none"'}, Tools()),
+        ({"tools": TOOLS, "tool_choice": '"required"'}, Tools(("f",), Choice.REQUIRED)),
+        (
+            {"tools": TOOLS, "tool_choice": '{"type": "function", "function": {"name": "f"}}'},
+            Tools(("f",), Choice.FUNCTION, "f"),
+        ),
+    ],
+)
+def test_what_is_asked_about_tools_comes_to(changes: dict[str, object], wanted: Tools) -> None:
+    assert wanted_tools(msgspec.structs.replace(PLAIN, **changes)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"tools": "["}, "tools"),
+        ({"tools": "[" * 100_000}, "tools"),
+        ({"tools": TOOLS, "tool_choice": "auto"}, "tool_choice"),
+        ({"messages": (Message(role="assistant", content="", tool_calls="{"),)}, "messages[0].tool_calls"),
+    ],
+)
+def test_what_a_peer_says_wrongly_about_tools_is_refused_by_name(changes: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        wanted_tools(msgspec.structs.replace(PLAIN, **changes))
+
+    assert caught.value.param == param
+
+
+def test_the_ids_of_calls_differ_from_turn_to_turn_even_if_requests_call_themselves_alike() -> None:
+    later = msgspec.structs.replace(PLAIN, messages=(*PLAIN.messages, *PLAIN.messages))
+
+    assert seed(PLAIN) == seed(msgspec.structs.replace(PLAIN))
+    assert len({seed(PLAIN), seed(later), seed(msgspec.structs.replace(PLAIN, id="s"))}) == 3
+
+
+class Marked:
+    """As much of a runtime as is asked whether a mark is a control token: `[A]` is, `<b>` has text, others are none."""
+
+    def tokenize(self, text: str, parse_special: bool) -> list[int]:
+        return {"[A]": [1], "<b>": [2]}.get(text, [3, 4]) if parse_special else [3, 4]
+
+    def piece(self, token: int) -> bytes:
+        return b"" if token == 1 else b"x"
+
+
+def test_only_marks_that_are_control_tokens_need_to_be_spelt() -> None:
+    assert [control(cast(LlamaRuntime, Marked()), text) for text in ("[A]", "<b>", "<c>")] == [(1,), (), ()]
 
 
 def test_a_seed_is_kept_and_a_missing_one_is_drawn() -> None:
@@ -134,6 +202,7 @@ class OneSlot:
 
     slots = 1
     context_length = 8
+    pool = 8
 
 
 class CountingModel:
@@ -142,8 +211,10 @@ class CountingModel:
     def __init__(self) -> None:
         self.prepared: list[int] = []
         self.engine = Engine(cast(Runtime, OneSlot()), clock=lambda: 0.0)
+        self.busy = False
+        self.cancel = self.engine.cancel
 
-    def job(self, stream: int, request: Request) -> Job:
+    def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
         self.prepared.append(stream)
         raise InvalidRequest("no more is wanted here")
 

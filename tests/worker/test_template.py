@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.inference import Message
+from meshnode.worker.content import Broken, Refused
 from meshnode.worker.protocol import Region
 from meshnode.worker.renderer import CHATML
-from meshnode.worker.template import MAX_TEMPLATE, Broken, Refused, Template
+from meshnode.worker.template import MAX_TEMPLATE, Template
 
 LLAMA3 = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role']"
