@@ -52,6 +52,7 @@ STOP_GRACE_S = 5.0
 """Answers under way, to clients and to peers, may finish for so long: short enough for who waits at the prompt. A guess."""
 PUBLISH_EVERY_S = 1.0
 PUBLISH_APART_S = 0.1
+SKETCH_EVERY_S = 5.0
 """Load is read at each change, at most ten times a second, and once a second for the speeds that drift without a change."""
 
 
@@ -79,6 +80,7 @@ class Node:
         self._begun = trio.Event()
         self._joining = trio.Lock()
         self._rekeyed: tuple[float, str] | None = None
+        self._salt = secrets.token_bytes(16)
         """When and why this node took a new key."""
 
     @property
@@ -255,9 +257,13 @@ class Node:
         """Tell the mesh what this node has and how busy it is, for ever."""
         told: dict[str, bytes] = {}
         memory = Memory()
+        sketched_at = -math.inf
         while True:
             self._changed = trio.Event()
             self.mesh.set_load(self._load())
+            if trio.current_time() >= sketched_at + SKETCH_EVERY_S:
+                sketched_at = trio.current_time()
+                self.mesh.set_sketches(self._models.sketches(self._salt))
             wanted = {_record_key(model): encode_value(model) for model in self._records()}
             if figures := memory.figures(trio.current_time()):
                 wanted[MEMORY] = encode_value(figures)

@@ -4,7 +4,7 @@ import msgspec
 
 from meshnode.inference import Priority, Request
 from meshnode.names import ModelDigest
-from meshnode.routing.prefix import BLOCK, canonical, chain
+from meshnode.routing.prefix import BLOCK, chain_of
 
 BYTES_PER_TOKEN = 4.0
 """Of English in UTF-8; 2 to 3 for other scripts. Only the model's own tokenizer knows, and the router need not have the model."""
@@ -38,5 +38,5 @@ def ask_of(request: Request, digest: ModelDigest, *, usual_output: float) -> Ask
         prompt_tokens=tokens + resumed,
         output_tokens=max(1.0, expected - resumed) * max(1, request.n),
         priority=request.priority,
-        chain=chain(digest, canonical(request)),
+        chain=chain_of(request, digest),
     )

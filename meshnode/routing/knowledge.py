@@ -25,7 +25,11 @@ class Knowledge:
         """All of it that an estimate takes into account."""
         holder = (candidate.node, candidate.model)
         booked, work = self.bookings.since(holder, candidate.load_at)
-        blocks = self.prefixes.blocks(holder, ask.chain) if ask.chain else 0
+        blocks = 0
+        if ask.chain:
+            if candidate.sketch:
+                self.prefixes.hear(holder, *candidate.sketch)
+            blocks = self.prefixes.blocks(holder, ask.chain)
         breaker = self._breakers.get(holder)
         if not booked and not blocks and not breaker:
             return UNKNOWN

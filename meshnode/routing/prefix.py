@@ -14,22 +14,17 @@ import struct
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from itertools import islice
-from typing import Annotated
 
-import msgspec
-from msgspec import Meta
-
-from meshnode.errors import PeerError
 from meshnode.inference import Message, Request
 from meshnode.names import ModelDigest
+from meshnode.wire import messages
 
 BLOCK = 256
 """Bytes; some 64 tokens of English."""
 MAX_BLOCKS = 256
 """64 KiB of text, which take some 0.3 ms to hash. Two prompts that are alike for so long are told apart no further."""
 MAX_MARKS = 2000
-"""Of one model in a sketch: 500 KB of text, and under the 8 KiB that a record's value may have."""
-SALT_BYTES = 16
+"""Of one model in a sketch: 500 KB of text, in 8 KB."""
 
 _FIELD, _TURN = b"\x1f", b"\x1e"
 _MASK = (1 << 64) - 1
@@ -66,17 +61,6 @@ def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
         for start in range(0, whole, BLOCK):
             yield text[start : start + BLOCK]
         rest = text[whole:]
-
-
-class _Wire(msgspec.Struct, frozen=True, array_like=True):
-    """The value that travels: the salt, and the marks in ascending order as 32-bit little-endian integers."""
-
-    salt: Annotated[bytes, Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
-    marks: Annotated[bytes, Meta(max_length=4 * MAX_MARKS)]
-
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(_Wire)
 
 
 class Sketch:
@@ -120,17 +104,17 @@ class Sketch:
                 high = middle - 1
         return low
 
-    def encode(self) -> bytes:
-        """At most 8 KiB."""
-        return _encoder.encode(_Wire(self.salt, struct.pack(f"<{len(self.marks)}I", *sorted(self.marks))))
+    def frame(self, name: str, digest: ModelDigest) -> messages.Sketch:
+        """As it travels, of the model of that name and digest."""
+        marks = struct.pack(f"<{len(self.marks)}I", *sorted(self.marks))
+        return messages.Sketch(name=name, digest=digest, salt=self.salt, marks=marks)
 
     @classmethod
-    def decode(cls, raw: bytes) -> "Sketch":
-        """The sketch in `raw`. Raises PeerError, and nothing else, whatever the bytes."""
-        try:
-            wire = _decoder.decode(raw)
-        except (ValueError, RecursionError, OverflowError, msgspec.MsgspecError) as error:
-            raise PeerError("a prefix sketch that cannot be read") from error
-        if len(wire.marks) % 4:
-            raise PeerError("a prefix sketch whose marks are not whole")
-        return cls(wire.salt, frozenset(struct.unpack(f"<{len(wire.marks) // 4}I", wire.marks)))
+    def read(cls, frame: messages.Sketch) -> "Sketch":
+        """The sketch in a frame that was decoded, so that its lengths are right."""
+        return cls(frame.salt, frozenset(struct.unpack(f"<{len(frame.marks) // 4}I", frame.marks)))
+
+
+def chain_of(request: Request, digest: ModelDigest) -> tuple[int, ...]:
+    """The chain of the request's prompt for the model of that digest."""
+    return chain(digest, canonical(request))

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from meshnode.routing.prefix import Sketch
 from meshnode.routing.table import Holder
+from meshnode.wire import messages
 
 T = TypeVar("T")
 
@@ -49,6 +50,8 @@ class Prefixes:
     def __init__(self) -> None:
         self._placed: OrderedDict[Holder, _Placed] = OrderedDict()
         self._sketches: OrderedDict[Holder, tuple[Sketch, float]] = OrderedDict()
+        self._frames: OrderedDict[Holder, messages.Sketch] = OrderedDict()
+        """In which they came."""
 
     def place(self, holder: Holder, chain: tuple[int, ...], now: float) -> None:
         """A prompt that begins so was sent there."""
@@ -60,6 +63,13 @@ class Prefixes:
         """The holder itself says what it has."""
         self._sketches[holder] = (sketch, now)
         _use(self._sketches, holder)
+
+    def hear(self, holder: Holder, frame: messages.Sketch, at: float) -> None:
+        """It told so at that time; cheap where that is known already."""
+        if self._frames.get(holder) is not frame:
+            self._frames[holder] = frame
+            _use(self._frames, holder)
+            self.tell(holder, Sketch.read(frame), at)
 
     def forget(self, holder: Holder) -> None:
         """It lost its cache: a worker died, or the model was unloaded."""

@@ -14,7 +14,7 @@ import msgspec
 from meshnode.errors import ModelNotFound, ModelUnavailable
 from meshnode.gossip.member import Member, Model, State
 from meshnode.names import ModelDigest, NodeId, printable, short
-from meshnode.wire.messages import ModelState
+from meshnode.wire.messages import ModelState, Sketch
 
 MAX_COMPARED = 1000
 """Names that a wrong one is compared with: 10 us each on the event loop, and members can tell of a million."""
@@ -43,6 +43,9 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of prompt and answer; 0: it does not say."""
     origin: str = ""
     """The bridge that it is behind; empty for the node's own worker."""
+
+    sketch: tuple[Sketch, float] | None = None
+    """What it has cached of this model, and since when we know."""
 
     @property
     def holder(self) -> Holder:
@@ -197,6 +200,7 @@ def _candidate(member: Member, model: Model, me: NodeId) -> Candidate:
         local=member.id == me,
         context_length=model.context_length,
         origin=model.origin,
+        sketch=next((told for told in member.sketches if told[0].digest == model.digest and told[0].name == model.name), None),
     )
 
 

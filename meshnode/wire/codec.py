@@ -42,6 +42,7 @@ from meshnode.wire.messages import (
     Pong,
     Probe,
     Pull,
+    Sketch,
     StreamChunk,
     StreamEnd,
     StreamError,
@@ -133,6 +134,9 @@ def _checked(frame: Frame) -> Frame:
     match frame:
         case StreamChunk():
             _require(len(frame.token_ids) % 4 == 0, "StreamChunk.token_ids: not whole ids")
+        case Sketch():
+            _require(is_name(frame.name), "Sketch.name: not a name")
+            _require(len(frame.marks) % 4 == 0, "Sketch.marks: not whole marks")
         case Ping() | Pong():
             _check_load(type(frame).__name__, frame.load)
         case Hello():

@@ -251,6 +251,19 @@ class Accuse(msgspec.Struct, frozen=True, array_like=True, tag=10):
     refused: bool = False
 
 
+class Sketch(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """What beginnings of prompts the sender has cached for a model; replaces what was known of that. Sent on a new link, and
+    after a change, at most every 5 s. For direct peers only: never passed on, and never answered.
+
+    `marks` are little-endian 32-bit integers in ascending order; how they are made of prompts is in `routing/prefix.py`.
+    """
+
+    name: Word
+    digest: Weights
+    salt: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    marks: Annotated[bytes, Meta(max_length=8000)]
+
+
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=16):
     """Open stream `stream` to run one request, whose encoded `body_bytes` follow in BODY frames under the stream's credit."""
 
@@ -323,6 +336,6 @@ class Credit(msgspec.Struct, frozen=True, array_like=True, tag=23):
     bytes: Count
 
 
-Gossip = Ping | Pong | Delta | Leave | Digest | Versions | Pull | Probe | Finding | Accuse
+Gossip = Ping | Pong | Delta | Leave | Digest | Versions | Pull | Probe | Finding | Accuse | Sketch
 Data = Open | Body | StreamProgress | StreamChunk | StreamEnd | StreamError | Cancel | Credit
 Frame = Hello | Gossip | Data

@@ -290,7 +290,7 @@ class Worker:
         """
         self._digest = self._ready = self._setback = None
         self._ready_since = math.inf
-        self._last_step = _NO_STEP
+        self._last_step, self.cached = _NO_STEP, ()
         self._leaving, self._told_threads = False, 0
         setback = None
         try:

@@ -1,16 +1,14 @@
 import random
-from contextlib import suppress
 
-import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshnode.errors import PeerError
 from meshnode.inference import Message, Request
 from meshnode.names import ModelDigest, NodeId
 from meshnode.routing.prefix import BLOCK, MAX_BLOCKS, MAX_MARKS, Sketch, canonical, chain
 from meshnode.routing.prefixes import MAX_HOLDERS, Prefixes
+from meshnode.wire import messages
+from meshnode.wire.codec import decode, encode
 
 DIGEST = ModelDigest(b"d" * 32)
 HOLDER = (NodeId(b"n" * 16), "m")
@@ -98,45 +96,20 @@ def test_two_nodes_with_equal_caches_tell_different_marks() -> None:
 @given(chains=st.lists(st.lists(hashes, max_size=20).map(tuple), max_size=20), salt=st.binary(min_size=16, max_size=16))
 def test_a_sketch_survives_its_way(chains: list[tuple[int, ...]], salt: bytes) -> None:
     sketch = Sketch.of(chains, salt)
-    read = Sketch.decode(sketch.encode())
+    (frame,) = decode(encode(sketch.frame("m", DIGEST)))
+    assert isinstance(frame, messages.Sketch)
+    read = Sketch.read(frame)
 
     assert (read.salt, read.marks) == (salt, sketch.marks)
     assert all(read.blocks(each) == len(each) for each in chains)
 
 
-def test_the_largest_sketch_fits_a_records_value() -> None:
+def test_the_largest_sketch_fits_a_frame() -> None:
     rng = random.Random(4)
     full = Sketch.of([tuple(rng.getrandbits(64) for _ in range(5000))], SALT)
 
     assert len(full.marks) == MAX_MARKS
-    assert len(full.encode()) <= 8 * 1024
-
-
-@given(raw=st.binary(max_size=100))
-def test_bytes_that_are_no_sketch_are_the_peers_fault(raw: bytes) -> None:
-    read = None
-    with suppress(PeerError):  # any other exception fails the test
-        read = Sketch.decode(raw)
-
-    assert read is None or Sketch.decode(read.encode()).marks == read.marks
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        (bytes(15), b""),
-        (bytes(17), b""),
-        (bytes(16), b"123"),
-        (bytes(16), bytes(4 * MAX_MARKS + 4)),
-        (bytes(16), "text"),
-        (bytes(16),),
-        {"salt": bytes(16)},
-        7,
-    ],
-)
-def test_a_sketch_out_of_its_bounds_is_refused(value: object) -> None:
-    with pytest.raises(PeerError, match="sketch"):
-        Sketch.decode(msgspec.msgpack.encode(value))
+    assert decode(encode(full.frame("m", DIGEST))) == [full.frame("m", DIGEST)]
 
 
 def test_what_we_sent_is_believed_to_be_cached_until_the_node_tells_better() -> None:
@@ -175,3 +148,16 @@ def test_the_memory_of_what_was_sent_has_an_end_and_keeps_beginnings_longest() -
     for number, each in enumerate(chains):
         known.place(HOLDER, each, now=float(number))
     assert [known.blocks(HOLDER, each) for each in (chains[0], chains[1], chains[-1])] == [0, MAX_BLOCKS, MAX_BLOCKS]
+
+
+def test_a_sketch_that_came_in_a_frame_is_read_once_and_counts_from_when_it_came() -> None:
+    known = Prefixes()
+    frame = Sketch.of([(1 << 40, 2 << 40)], SALT).frame("m", DIGEST)
+    known.place(HOLDER, (1 << 40, 2 << 40, 3 << 40), now=9.0)
+    known.hear(HOLDER, frame, 10.0)
+    told = known.blocks(HOLDER, (1 << 40, 2 << 40, 3 << 40))
+    known.place(HOLDER, (1 << 40, 2 << 40, 3 << 40), now=11.0)
+    known.hear(HOLDER, frame, 10.0)
+
+    assert told == 2
+    assert known.blocks(HOLDER, (1 << 40, 2 << 40, 3 << 40)) == 3
