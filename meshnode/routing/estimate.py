@@ -48,7 +48,7 @@ GUESS = Speed()
 """Where nobody told anything: a small model on a laptop."""
 
 
-class Own(NamedTuple):
+class Own(msgspec.Struct, frozen=True):
     """What we know of a candidate ourselves."""
 
     booked: int = 0
