@@ -21,6 +21,7 @@ from meshnode.names import ModelDigest, NodeId
 from meshnode.routing.ask import Ask
 from meshnode.routing.breaker import Outcome
 from meshnode.routing.continuation import Spoken
+from meshnode.routing.explain import Explanation
 from meshnode.routing.policy import Choice, Policy, estimated
 from meshnode.routing.router import Router
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Route, route, unambiguous
@@ -74,6 +75,11 @@ class Dispatcher:
     def route(self, request: Request) -> Route:
         """Who could serve it now. Raises when nobody can."""
         return route(request.model, self._members(), me=self.me, only_local=request.hops > 0)
+
+    def explain(self, request: Request) -> Explanation | None:
+        """Every node that could serve it now, with its estimate, and which would be chosen. Raises as `route`."""
+        found = self.route(request)
+        return self.router.explain(found.candidates, self.router.ask(request, found.digest), now=trio.current_time())
 
     def draw_seed(self) -> int:
         return self._rng.getrandbits(63)

@@ -350,3 +350,34 @@ async def test_a_decision_is_not_forgotten_when_the_wait_for_it_is_cut(autojump_
             await collect_impatiently(answer, 3.5)
 
     assert not workers["other"].requests
+
+
+async def test_a_request_can_be_explained_before_it_is_sent() -> None:
+    both = dispatcher({"a": FakeWorker(), "b": FakeWorker()})
+    explanation = both.explain(ASK)
+
+    assert explanation
+    assert sorted(row.node_name for row in explanation.candidates) == ["a", "b"]
+    assert [row.verdict.split(":")[0] for row in explanation.candidates if row.chosen] == ["chosen"]
+    with pytest.raises(ModelNotFound):
+        both.explain(msgspec.structs.replace(ASK, model="nope"))
+
+
+async def test_a_node_that_failed_thrice_is_not_asked_and_second_tries_have_a_budget() -> None:
+    workers = {"bad": failing(lambda: LinkLost("gone")), "good": FakeWorker(["fine"])}
+    both = dispatcher(workers)
+    for _ in range(40):
+        async with both.submit(ASK) as answer:
+            assert await text_of(answer) == "fine"
+    while both.router.budget.take(trio.current_time()):
+        pass
+    lost = {name: failing(lambda: LinkLost("gone")) for name in "ab"}
+    alone = dispatcher(lost)
+    while alone.router.budget.take(trio.current_time()):
+        pass
+    with pytest.raises(ModelUnavailable, match="tried 1"):
+        async with alone.submit(ASK) as answer:
+            await text_of(answer)
+
+    assert len(workers["bad"].requests) <= 3
+    assert sum(len(worker.requests) for worker in lost.values()) == 1
