@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from meshnode.address import API_PORT, MESH_PORT, Address, parse
+from meshnode.address import API_PORT, MESH_PORT, OLLAMA_PORT, Address, parse
 from meshnode.errors import ConfigurationError
 from meshnode.names import fit, is_name
 
@@ -84,6 +84,7 @@ OPTIONS = (
         "who answers a request: estimate, random, round-robin, least-connections or power-of-two (default: estimate)",
     ),
     Option("api", Kind.TEXT, "HOST:PORT", f"where the HTTP API listens (default: 127.0.0.1:{API_PORT})"),
+    Option("as_ollama", Kind.SWITCH, "", f"listen on port {OLLAMA_PORT} too, where Ollama would, when that is free"),
     Option("insecure_api", Kind.SWITCH, "", "allow --api on an address that others can reach, without a key"),
     Option(
         "mesh",
@@ -138,6 +139,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Whoever is about to be done first, by what all nodes measured; the others are there for comparison."""
     api: Address = Address("127.0.0.1", API_PORT)
     """Loopback, which the kernel guards. 4860 is far from the ports that other model servers take; 0 takes any free one."""
+    as_ollama: bool = False
+    """Off: who has Ollama as well does not expect to be answered by another program there. On the same host as `api`."""
     insecure_api: bool = False
     """Off, for every rival that opened its API by default was reported as vulnerable."""
     mesh: tuple[Address, ...] = (Address("0.0.0.0", MESH_PORT), Address("::", MESH_PORT))  # noqa: S104 - mutual TLS guards it (D5)
@@ -267,7 +270,8 @@ def _nearest(name: str, known: Collection[str]) -> str:
 
 
 def _checked(values: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
-    checked: dict[str, Any] = {key: values[key] for key in ("worker", "mdns", "insecure_api", "kv_unified") if key in values}
+    switches = ("worker", "mdns", "as_ollama", "insecure_api", "kv_unified")
+    checked: dict[str, Any] = {key: values[key] for key in switches if key in values}
     checked["name"] = _node_name(values.get("name"))
     checked["data_dir"] = _data_dir(values, environment)
     checked |= {key: _addresses(values[key], key) for key in ("mesh", "peer", "advertise") if key in values}

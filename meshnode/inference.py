@@ -83,7 +83,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int | None = None
     seed: int | None = None
     max_tokens: int | None = None
-    """Of the answer, per choice; None means until the context is full."""
+    """Of the answer, per choice; None means until the context is full. 0: only count the prompt, of whatever length."""
     stop: tuple[str, ...] = ()
     min_p: float | None = None
     typical_p: float | None = None
@@ -131,6 +131,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """As resolved: a model's name, without `@node` or aliases of other nodes."""
     messages: tuple[Message, ...]
+    prompt: str | tuple[int, ...] | None = None
+    """In place of messages and a template: the model goes on with this very text, in which it may name control tokens, or with
+    these very tokens."""
+    echo: bool = False
+    """With `max_tokens` 0: the answer is the prompt itself, as text and tokens."""
     sampling: Sampling = Sampling()
     n: int = 1
     tools: str | None = None
@@ -139,6 +144,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """JSON text of OpenAI's `tool_choice`."""
     parallel_tool_calls: bool = True
     """Whether an answer may call several tools; else it ends with the first call."""
+    thinking: bool | None = None
+    """Whether the model shall think before it answers, where its template leaves us the choice. None: as the template has it."""
     response_format: ResponseFormat = ResponseFormat()
     logprobs: Logprobs | None = None
     priority: Priority = Priority.DEFAULT
@@ -216,7 +223,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chu
 
     `token_ids` are the tokens drawn since the last chunk, held-back text included. `finish` is set on the choice's last chunk.
     `logprobs`, where asked for, are those of `token_ids`, without the token that ends the answer. What the model thinks before it
-    answers is `reasoning` and no part of the text, and neither are its calls of tools.
+    answers is `reasoning` and no part of the text, and neither are its calls of tools. `stop` tells beside `finish` which of the
+    request's stop strings ended the choice, if one did.
     """
 
     choice: int
@@ -226,6 +234,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chu
     logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    stop: int | None = None
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end"):

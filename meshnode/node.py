@@ -21,7 +21,7 @@ import msgspec
 import trio
 
 from meshnode import __version__, credentials, status
-from meshnode.address import MESH_PORT, Address, parse
+from meshnode.address import MESH_PORT, OLLAMA_PORT, Address, parse
 from meshnode.api.app import App
 from meshnode.api.limits import Limits
 from meshnode.api.server import serve
@@ -62,11 +62,14 @@ class Node:
     membership: Membership
     """The current one, from the first `live` on."""
 
-    def __init__(self, start: Start, *, api: str, listeners: Sequence[trio.SocketListener], secret: str) -> None:
+    def __init__(
+        self, start: Start, *, api: str, ollama: str = "", listeners: Sequence[trio.SocketListener], secret: str
+    ) -> None:
         self.name = start.settings.name
         self._start = start
         self._token = start.token
         self._api = api
+        self._ollama = ollama
         self._listeners = listeners
         self._secret = secret
         self._models = _models(start)
@@ -113,6 +116,7 @@ class Node:
             node_id=identity.node_id.hex(),
             mesh_id=identity.mesh_id.hex(),
             api=self._api,
+            ollama=self._ollama,
             mesh=tuple(str(local_address(listener)) for listener in self._listeners),
             advertised=self.membership.advertised,
         )
@@ -339,9 +343,11 @@ async def run(start: Start) -> None:
     """Run one node until SIGINT or SIGTERM. Raises ConfigurationError when it cannot start."""
     settings = start.settings
     api_listeners = await _open_api(settings.api)
+    ollama_listeners = await _open_as_ollama(settings.api) if settings.as_ollama else []
+    ollama = str(local_address(ollama_listeners[0])) if ollama_listeners else ""
     mesh_listeners = await open_mesh_listeners([str(address) for address in settings.mesh])
     secret = secrets.token_urlsafe(32)
-    node = Node(start, api=str(local_address(api_listeners[0])), listeners=mesh_listeners, secret=secret)
+    node = Node(start, api=str(local_address(api_listeners[0])), ollama=ollama, listeners=mesh_listeners, secret=secret)
     app = App(node, admin_secret=secret, hosts=frozenset({settings.api.host}))
     stopping = trio.Event()
     try:
@@ -351,7 +357,7 @@ async def run(start: Start) -> None:
             nursery.start_soon(node.run_backends)
             async with trio.open_nursery() as answering:
                 limits = Limits(grace_s=STOP_GRACE_S)
-                await answering.start(partial(serve, app, api_listeners, stopping=stopping, limits=limits))
+                await answering.start(partial(serve, app, [*api_listeners, *ollama_listeners], stopping=stopping, limits=limits))
                 answering.start_soon(node.drain, stopping)
                 start.announce(running)
             await node.mesh.leave()
@@ -377,6 +383,18 @@ async def _open_api(address: Address) -> list[trio.SocketListener]:
             f"--api {address}: {error.strerror or error}.",
             hint="Stop what uses it, or choose another: --api 127.0.0.1:0 takes any port.",
         ) from error
+
+
+async def _open_as_ollama(api: Address) -> list[trio.SocketListener]:
+    """None when the port is taken, by Ollama itself most likely: then the node does without."""
+    address = Address(api.host, OLLAMA_PORT)
+    if api == address:
+        return []
+    try:
+        return list(await trio.open_tcp_listeners(address.port, host=address.host))
+    except OSError as error:
+        log.warning("--as-ollama: nothing listens on %s (%s); clients of Ollama find %s.", address, error.strerror or error, api)
+        return []
 
 
 def _log_change(change: Notify) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from meshnode import inference
-from meshnode.api.openai import decoded
+from meshnode.api import body as body_of
 from meshnode.errors import InternalError, InvalidRequest
 from meshnode.inference import MAX_INPUTS, Chunk, End, Event, Usage
 
@@ -38,7 +38,7 @@ _DECODER = msgspec.json.Decoder(_Body)
 
 def embeddings_request(body: bytes, *, request_id: str) -> EmbeddingsRequest:
     """Raises InvalidRequest, whose `param` names the field."""
-    asked = decoded(_DECODER, body)
+    asked = body_of.decoded(body, _DECODER)
     inputs = (asked.input,) if isinstance(asked.input, str) else tuple(asked.input)
     if "" in inputs:
         raise InvalidRequest(f"`input[{inputs.index('')}]` is empty.", param="input")
@@ -84,12 +84,21 @@ class Collected:
             raise InvalidRequest(message, hint="Leave `dimensions` out.", param="dimensions")
         return msgspec.json.encode(text if self._asked.base64 else values)
 
-    def response(self, model: str) -> bytes:
-        """The object as JSON. Raises InternalError when the events did not come to their end."""
+    @property
+    def vectors(self) -> list[msgspec.Raw]:
+        """In the order of the texts, as JSON. Raises InternalError when the events did not come to their end."""
         count = len(self._asked.request.inputs or ())
         if self._usage is None or self._vectors.keys() != set(range(count)):
             raise InternalError("The answer ended without all vectors.")
-        tokens = self._usage.prompt_tokens
-        data = [{"object": "embedding", "index": index, "embedding": msgspec.Raw(self._vectors[index])} for index in range(count)]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return [msgspec.Raw(self._vectors[index]) for index in range(count)]
+
+    @property
+    def tokens(self) -> int:
+        """Of all texts."""
+        return self._usage.prompt_tokens if self._usage else 0
+
+    def response(self, model: str) -> bytes:
+        """The object as JSON. Raises InternalError when the events did not come to their end."""
+        data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(self.vectors)]
+        usage = {"prompt_tokens": self.tokens, "total_tokens": self.tokens}
         return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})

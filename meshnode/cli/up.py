@@ -140,6 +140,7 @@ def _banner(running: "Running", settings: "Settings", log_file: Path, *, is_new:
         f"meshnode {running.name} ({running.node_id[:8]}) is up",
         f"  mesh    {running.mesh_id}{' (new)' if is_new else ''}, port open on {', '.join(running.mesh) or 'no address'}",
         f"  API     http://{running.api}/v1",
+        *([f"  Ollama  http://{running.ollama}"] if running.ollama else []),
         f"  models  {_models_line(models, settings)}",
         f"  data    {settings.data_dir}",
         f"  log     {log_file}",

@@ -273,6 +273,8 @@ def _request_fault(request: Request) -> str | None:
         return "a count is negative"
     if resume is not None and (len(resume.token_ids) > MAX_RESUME_IDS or min(resume.emitted) < 0):
         return "resume is out of range"
+    if isinstance(request.prompt, tuple) and len(request.prompt) > MAX_RESUME_IDS:
+        return f"a prompt of more than {MAX_RESUME_IDS} tokens"
     return None
 
 

@@ -291,7 +291,7 @@ class StreamChunk(msgspec.Struct, frozen=True, array_like=True, tag=19):
     """A piece of the answer; `token_ids` are little-endian 32-bit integers packed in bytes, `finish` is empty or the reason.
 
     `logprobs` are those of `token_ids`, where asked for, without the token that ends the answer. `reasoning` and `tool_calls` are
-    no part of the text.
+    no part of the text. `stop` is beside `finish` the index of the request's stop string that ended the choice.
     """
 
     stream: Count
@@ -302,6 +302,7 @@ class StreamChunk(msgspec.Struct, frozen=True, array_like=True, tag=19):
     logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: Text = ""
     tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=MAX_TOOL_CALLS)] = ()
+    stop: Count | None = None
 
 
 class StreamEnd(msgspec.Struct, frozen=True, array_like=True, tag=20):

@@ -335,6 +335,7 @@ def _chunk(choice: Choice, said: Said, tokens: tuple[int, ...] = (), logprobs: t
         logprobs=logprobs,
         reasoning=said.reasoning,
         tool_calls=said.calls,
+        stop=None if choice.finish is None else choice.text.stop,
     )
 
 

@@ -24,7 +24,18 @@ import msgspec
 
 from meshnode import tools
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
-from meshnode.inference import MAX_BIASES, MAX_CHOICES, MAX_TOP_LOGPROBS, Event, Request, Sampling
+from meshnode.inference import (
+    MAX_BIASES,
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    Chunk,
+    End,
+    Event,
+    Finish,
+    Request,
+    Sampling,
+    Usage,
+)
 from meshnode.worker import confinement, machine, sampling
 from meshnode.worker.answer_format import constraints_of
 from meshnode.worker.constraint import Grammars
@@ -45,6 +56,7 @@ from meshnode.worker.protocol import (
     Load,
     Ready,
     Refused,
+    Region,
     Step,
     Submit,
     Threads,
@@ -57,6 +69,8 @@ from meshnode.worker.renderer import CHATML, Renderer
 from meshnode.worker.vocabulary import Vocabulary
 
 _RECEIVE = 256 * 1024
+MAX_ECHO = 1 << 20
+"""Tokens sent back, in one message: as many as a request may bring."""
 CACHED_S = 1.0
 """Between two reports of what is cached, while there is work: as often as a node tells others of its load."""
 _END_OF_TURN = "<|im_end|>"
@@ -116,6 +130,7 @@ class _Model:
         self.embedder: Embedder | None = None
         """Made when first asked for: it takes memory of its own."""
         self._render = renderer.render
+        self._piece = runtime.piece
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
         self._dialect = dialect_of(facts.chat_template, takes_tools=renderer.takes_tools)
         self._marks = {token: text for text in self._dialect.texts for token in control(runtime, text)}
@@ -129,24 +144,42 @@ class _Model:
         check(request)
         check_tokens(request, self._vocabulary)
         wanted = wanted_tools(request)
+        prompt, begun = self._prompt(request, wanted)
         # All of such an answer follows its form: there is no room for thoughts and calls, and nothing is taken for one.
         formed = request.response_format.kind != "text"
-        prompt = self._render(request.messages, request.tools if wanted.names else None)
-        forced, begun = opening(self._dialect, wanted, prompt)
         return Job(
             stream=stream,
-            prompt=self._tokens((*prompt, *forced)),
+            prompt=prompt,
             sampler=sampler(request.sampling, self._facts, self._ending),
             n=request.n,
             max_tokens=request.sampling.max_tokens,
-            stops=request.sampling.stop + self._stops,
+            stops=request.sampling.stop + (self._stops if request.prompt is None else ()),
             logprobs=request.logprobs.top if request.logprobs else None,
             constraint=constraints_of(request.response_format, self._grammars) if formed else None,
-            form=PLAIN if formed else self._form(request, wanted, begun),
+            form=PLAIN if formed or request.prompt is not None else self._form(request, wanted, begun),
             priority=request.priority,
             chain=chain,
             resume=request.resume,
         )
+
+    def _prompt(self, request: Request, wanted: tools.Tools) -> tuple[Sequence[int], str]:
+        """Its tokens, and how it has begun the answer already."""
+        if isinstance(request.prompt, tuple):
+            return request.prompt, ""
+        if request.prompt is not None:
+            return self._tokens((Region(text=request.prompt, ours=True),)), ""
+        prompt = self._render(request.messages, request.tools if wanted.names else None, request.thinking)
+        forced, begun = opening(self._dialect, wanted, prompt)
+        return self._tokens((*prompt, *forced)), begun
+
+    def counted(self, job: Job, *, echo: bool) -> list[Happening]:
+        """The answer to who wants no more than the prompt. Raises InvalidRequest for one too long to be echoed."""
+        if echo and len(job.prompt) > MAX_ECHO:
+            raise InvalidRequest(f"The prompt has {len(job.prompt)} tokens; at most {MAX_ECHO} are sent back.", param="prompt")
+        text = b"".join(map(self._piece, job.prompt)).decode(errors="replace") if echo else ""
+        chunk = Chunk(choice=0, text=text, token_ids=tuple(job.prompt) if echo else (), finish=Finish.LENGTH)
+        usage = Usage(prompt_tokens=len(job.prompt), completion_tokens=0)
+        return [(job.stream, chunk), (job.stream, End(usage=usage))]
 
     def embed(self, stream: int, request: Request, inputs: Sequence[str]) -> None:
         """Queue texts to embed. Raises a MeshnodeError, also where the model cannot."""
@@ -221,11 +254,12 @@ def check(request: Request) -> None:
     invalid = {
         "n": not 1 <= request.n <= MAX_CHOICES,
         "resume": request.resume is not None and (request.n > 1 or min(request.resume.emitted) < 0),
-        "messages": bool(request.messages) == (request.inputs is not None),
+        "echo": request.echo and request.sampling.max_tokens != 0,
+        "messages": [bool(request.messages), request.prompt is not None, request.inputs is not None].count(True) != 1,
         "temperature": asked.temperature is not None and not asked.temperature >= 0,
         "top_p": asked.top_p is not None and not 0 < asked.top_p <= 1,
         "top_k": asked.top_k is not None and asked.top_k < 0,
-        "max_tokens": asked.max_tokens is not None and asked.max_tokens < 1,
+        "max_tokens": asked.max_tokens is not None and asked.max_tokens < 0,
         "stop": not all(asked.stop),
         "logprobs": request.logprobs is not None and not 0 <= request.logprobs.top <= MAX_TOP_LOGPROBS,
         "min_p": not _within(asked.min_p, 0, 1),
@@ -252,6 +286,7 @@ def check_tokens(request: Request, vocabulary: int) -> None:
     named = {
         "logit_bias": (each.token for each in request.sampling.logit_bias),
         "resume": request.resume.token_ids if request.resume else (),
+        "prompt": request.prompt if isinstance(request.prompt, tuple) else (),
     }
     for param, tokens in named.items():
         for token in (token for token in tokens if not 0 <= token < vocabulary):
@@ -305,8 +340,13 @@ def _take(submit: Submit, model: _Model) -> list[Happening]:
     try:
         if submit.request.inputs is not None:
             model.embed(submit.stream, submit.request, submit.request.inputs)
-        else:
-            model.engine.submit(model.job(submit.stream, submit.request, submit.chain))
+            return []
+        job = model.job(submit.stream, submit.request, submit.chain)
+        if job.max_tokens == 0:
+            return model.counted(job, echo=submit.request.echo)
+        if not job.prompt:
+            raise InvalidRequest("The prompt is empty.", param="prompt")
+        model.engine.submit(job)
     except MeshnodeError as error:
         return [(submit.stream, error)]
     except Exception as error:

@@ -126,6 +126,7 @@ class Render(msgspec.Struct, frozen=True, tag="render"):
 
     messages: tuple[Message, ...]
     tools: str | None = None
+    thinking: bool | None = None
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):

@@ -275,8 +275,8 @@ class Template:
         except Exception as error:  # a hostile source fails in ways of its own: recursion, memory, overflow
             raise Broken(_reason(error)) from error
 
-    def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[Region, ...]:
-        """The prompt that `messages` make, with the tools of this JSON text.
+    def render(self, messages: Sequence[Message], tools: str | None = None, thinking: bool | None = None) -> tuple[Region, ...]:
+        """The prompt that `messages` make, with the tools of this JSON text, and with or without thoughts where it can do both.
 
         Raises Refused when the template does, Broken when it fails, InvalidRequest for calls that are none.
 
@@ -285,13 +285,13 @@ class Template:
         """
         offered = decoded(tools) if tools is not None else None
         try:
-            return self._render([*values(messages, parsed=True)], offered)
+            return self._render([*values(messages, parsed=True)], offered, thinking)
         except Broken:
             if all(message.tool_calls is None for message in messages):
                 raise
-            return self._render([*values(messages, parsed=False)], offered)
+            return self._render([*values(messages, parsed=False)], offered, thinking)
 
-    def _render(self, messages: list[dict[str, object]], tools: object) -> tuple[Region, ...]:
+    def _render(self, messages: list[dict[str, object]], tools: object, thinking: bool | None) -> tuple[Region, ...]:
         check([tools, *(message.get("tool_calls") for message in messages)])
         marks = Marks([self._source, *texts(messages), *texts(tools)])
         seed = Content()
@@ -299,6 +299,8 @@ class Template:
         pieces, length = [], 0
         try:
             given = {"messages": contents(messages, seed), "tools": contents(tools, seed)}
+            if thinking is not None:
+                given["enable_thinking"] = thinking  # Qwen's name, which others took over; they ask whether it is defined
             for piece in self._template.generate(**given, **self._variables):
                 pieces.append(piece)
                 length += len(piece)

@@ -174,6 +174,7 @@ async def test_healthz_and_readyz() -> None:
     ready, waiting = (App(FakeNode({}, why_not=why), admin_secret=SECRET, hosts=frozenset()) for why in ("", "no peer yet"))
 
     assert (await ask(waiting, get(b"/healthz", CLOSE)))[1] == b'{"status":"ok"}'
+    assert (await ask(waiting, get(b"/health", CLOSE)))[1] == b'{"status":"ok"}'
     assert (await ask(ready, get(b"/readyz", CLOSE)))[0].startswith("HTTP/1.1 200")
     head, body = await ask(waiting, get(b"/readyz", CLOSE))
     assert head.startswith("HTTP/1.1 503")
@@ -225,7 +226,7 @@ async def test_an_unknown_path_is_an_error_object() -> None:
     _, body = await ask(app_of(FakeWorker()), get(b"/v1/nonsense", CLOSE))
 
     assert json.loads(body)["error"] == {
-        "message": "There is no path /v1/nonsense. Try /v1/chat/completions, /v1/models, /v1/models/{id}.",
+        "message": "There is no path /v1/nonsense. Try /v1/chat/completions, /v1/models, /v1/messages, /api/chat.",
         "type": "invalid_request_error",
         "param": None,
         "code": "not_found",

@@ -60,6 +60,8 @@ def test_an_answer_of_a_form_cannot_call_tools_yet() -> None:
     ("param", "changes"),
     [
         ("messages", {"messages": ()}),
+        ("messages", {"prompt": "Once"}),
+        ("echo", {"echo": True}),
         ("messages", {"inputs": ("a text beside messages",)}),
         ("n", {"n": 0}),
         ("n", {"n": MAX_CHOICES + 1}),
@@ -70,7 +72,7 @@ def test_an_answer_of_a_form_cannot_call_tools_yet() -> None:
         ("top_p", {"sampling": Sampling(top_p=0)}),
         ("top_p", {"sampling": Sampling(top_p=1.5)}),
         ("top_k", {"sampling": Sampling(top_k=-1)}),
-        ("max_tokens", {"sampling": Sampling(max_tokens=0)}),
+        ("max_tokens", {"sampling": Sampling(max_tokens=-1)}),
         ("stop", {"sampling": Sampling(stop=("",))}),
         ("logprobs", {"logprobs": Logprobs(top=21)}),
         ("logprobs", {"logprobs": Logprobs(top=-1)}),

@@ -228,6 +228,55 @@ def test_a_message_cannot_end_its_own_turn(shared: Shared) -> None:
     assert cost("Hi" + "<|im_end|>" * 11) - cost("Hi<|im_end|>") >= 40
 
 
+def test_a_plain_prompt_is_gone_on_with_without_a_template_and_may_name_control_tokens(shared: Shared) -> None:
+    """The prompt is what the template makes of the question, spelt by the client; hence the same answer, at the same cost."""
+    spelt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    plain = msgspec.structs.replace(ask(), messages=(), prompt=spelt)
+    told, own = shared.run(lambda worker: events_of(worker, ask())), shared.run(lambda worker: events_of(worker, plain))
+
+    assert [event.text for event in own if isinstance(event, Chunk)] == [event.text for event in told if isinstance(event, Chunk)]
+    assert isinstance(own[-1], End)
+    assert isinstance(told[-1], End)
+    assert own[-1].usage.prompt_tokens == told[-1].usage.prompt_tokens
+
+
+def test_a_prompt_is_counted_without_an_answer_even_one_beyond_the_context(shared: Shared) -> None:
+    def counted(content: str) -> tuple[str, int]:
+        events = shared.run(lambda worker: events_of(worker, ask(content, Sampling(max_tokens=0))))
+        assert isinstance(events[-1], End)
+        return "".join(event.text for event in events if isinstance(event, Chunk)), events[-1].usage.prompt_tokens
+
+    (end,) = [event for event in shared.run(lambda worker: events_of(worker, ask())) if isinstance(event, End)]
+    assert counted("What is the capital of France?") == ("", end.usage.prompt_tokens)
+    assert counted("word " * 3000)[1] > 3000
+
+
+def test_a_prompt_can_be_had_back_as_tokens_and_the_tokens_as_text(shared: Shared) -> None:
+    def echoed(prompt: str | tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        request = Request(id="r", model="demo", messages=(), prompt=prompt, echo=True, sampling=Sampling(max_tokens=0))
+        (chunk, _) = shared.run(lambda worker: events_of(worker, request))
+        assert isinstance(chunk, Chunk)
+        return chunk.text, chunk.token_ids
+
+    text, tokens = echoed("Once upon a time — ✓")
+    assert text == "Once upon a time — ✓"
+    assert echoed(tokens) == (text, tokens)
+    assert len(tokens) > 3
+
+
+async def test_a_model_is_told_whether_to_think(tmp_path: Path) -> None:
+    template = "{% if enable_thinking is defined %}{{ 'qzxjqzxj' if enable_thinking else 'qzxj' }}{% endif %}b"
+    path = make_tiny_model(tmp_path / "thinker.gguf", template=template)
+    async with running(Worker("demo", path, cache_dir=tmp_path / "cache")) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+        counts = []
+        for thinking in (None, False, True):
+            request = msgspec.structs.replace(ask(sampling=Sampling(max_tokens=0)), thinking=thinking)
+            counts += [event.usage.prompt_tokens for event in await events_of(worker, request) if isinstance(event, End)]
+
+    assert counts[0] < counts[1] < counts[2]
+
+
 TOOLS = '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]'
 
 
@@ -272,9 +321,12 @@ async def test_a_mark_that_is_a_control_token_is_seen_by_the_reader_of_calls_and
         (ask("word " * 3000), ContextTooLong),
         (msgspec.structs.replace(ask(), n=9), InvalidRequest),
         (msgspec.structs.replace(ask(), resume=Resume(token_ids=(10**6,), emitted_chars=0)), InvalidRequest),
-        (ask(sampling=Sampling(max_tokens=0)), InvalidRequest),
+        (ask(sampling=Sampling(max_tokens=-1)), InvalidRequest),
         (ask("half a pair: \ud800"), InvalidRequest),
         (ask(sampling=Sampling(logit_bias=(Bias(10**6, 1),))), InvalidRequest),
+        (msgspec.structs.replace(ask(), messages=(), prompt=(10**6,)), InvalidRequest),
+        (msgspec.structs.replace(ask(), messages=(), prompt=()), InvalidRequest),
+        (msgspec.structs.replace(ask("1 " * (1 << 20)), echo=True, sampling=Sampling(max_tokens=0)), InvalidRequest),
         (msgspec.structs.replace(ask(), tools="["), InvalidRequest),
         (msgspec.structs.replace(ask(), tools='[{"type": "web_search"}]'), Unsupported),
     ],

@@ -188,6 +188,13 @@ def test_the_failure_of_a_template_does_not_quote_a_message() -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("thinking", "made"), [(None, "as ever"), (True, "thinks"), (False, "does not")])
+def test_a_template_that_can_think_or_not_is_told_which(thinking: bool | None, made: str) -> None:
+    source = "{% if enable_thinking is not defined %}as ever{% elif enable_thinking %}thinks{% else %}does not{% endif %}"
+
+    assert Template(source, bos="", eos="").render(said("Hi"), None, thinking) == (Region(text=made, ours=True),)
+
+
 def test_dates_loop_controls_and_generation_tags_are_known() -> None:
     source = (
         "{% for x in [1, 2, 3] %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}{% generation %}g{% endgeneration %}"
