@@ -26,9 +26,10 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 def ask_of(request: Request, digest: ModelDigest, *, usual_output: float) -> Ask:
     """`usual_output`: tokens of an answer of this model so far, on average."""
-    texts = (*(message.content for message in request.messages), *(request.inputs or ()), request.tools or "")
+    prompt = request.prompt if isinstance(request.prompt, str) else ""
+    texts = (*(message.content for message in request.messages), *(request.inputs or ()), request.tools or "", prompt)
     tokens = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) / BYTES_PER_TOKEN
-    tokens += TURN_TOKENS * len(request.messages)
+    tokens += TURN_TOKENS * len(request.messages) + (len(request.prompt) if isinstance(request.prompt, tuple) else 0)
     resumed = len(request.resume.token_ids) if request.resume else 0
     limit = request.sampling.max_tokens
     expected = usual_output if limit is None else min(limit, usual_output)

@@ -18,6 +18,7 @@ from itertools import islice
 from meshnode.inference import Message, Request
 from meshnode.names import ModelDigest
 from meshnode.wire import messages
+from meshnode.wire.codec import pack_ids
 
 BLOCK = 256
 """Bytes; some 64 tokens of English."""
@@ -31,7 +32,16 @@ _MASK = (1 << 64) - 1
 
 
 def canonical(request: Request) -> Iterator[bytes]:
-    """The text that the chain is made of: the tools, then role and content of each message."""
+    """The text that the chain is made of: the tools, then role and content of each message; or the prompt that takes their place,
+    its tokens as 32-bit little-endian integers."""
+    match request.prompt:
+        case str():
+            yield request.prompt.encode("utf-8", "surrogatepass")
+            return
+        case tuple():
+            # Whether they are tokens is the worker's to say; more than the chain's blocks hold are of no use.
+            yield pack_ids(token & 0xFFFFFFFF for token in islice(request.prompt, MAX_BLOCKS * BLOCK // 4))
+            return
     yield (request.tools or "").encode("utf-8", "surrogatepass") + _TURN
     for message in request.messages:
         yield from _turn(message)

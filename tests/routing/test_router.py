@@ -42,6 +42,13 @@ def test_a_request_in_figures() -> None:
     )
     embedded = ask_of(msgspec.structs.replace(REQUEST, messages=(), inputs=("x" * 400, "y" * 400)), DIGEST, usual_output=300.0)
 
+    text = ask_of(msgspec.structs.replace(REQUEST, messages=(), prompt="x" * 4000), DIGEST, usual_output=300.0)
+    ids = ask_of(msgspec.structs.replace(REQUEST, messages=(), prompt=tuple(range(1000))), DIGEST, usual_output=300.0)
+
+    assert (text.prompt_tokens, len(text.chain)) == (ids.prompt_tokens, len(ids.chain)) == (1000, 15)
+    assert not set(text.chain) & set(ids.chain)
+    odd = msgspec.structs.replace(REQUEST, messages=(), prompt=(-1, 2**63) * 50)
+    assert len(ask_of(odd, DIGEST, usual_output=300.0).chain) == 1  # no tokens at all, which the worker will say
     assert ask.prompt_tokens == pytest.approx(1004)
     assert (embedded.prompt_tokens, embedded.output_tokens) == (200, 1)
     assert len(ask.chain) == 15
