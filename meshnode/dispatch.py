@@ -14,13 +14,15 @@ import msgspec
 import trio
 
 from meshnode.backend import Backend, Events
-from meshnode.errors import InternalError, ModelUnavailable, Overloaded, ServingError, WorkerCrashed, WorkerFailed
+from meshnode.errors import Busy, InternalError, ModelUnavailable, Overloaded, ServingError, WorkerCrashed, WorkerFailed
 from meshnode.gossip.member import Member
 from meshnode.inference import Chunk, End, Event, Request
 from meshnode.names import ModelDigest, NodeId
 from meshnode.routing.ask import Ask
+from meshnode.routing.bounce import MAX_BOUNCES, bounces
 from meshnode.routing.breaker import Outcome
 from meshnode.routing.continuation import Spoken
+from meshnode.routing.estimate import is_measured
 from meshnode.routing.explain import Explanation
 from meshnode.routing.policy import Choice, Policy, estimated
 from meshnode.routing.router import Router
@@ -69,8 +71,21 @@ class Dispatcher:
 
     @asynccontextmanager
     async def _serve(self, request: Request) -> AsyncIterator[Events]:
+        self._refuse_if_busy(request)
         async with self.submit(request) as answer:
             yield answer.events
+
+    def _refuse_if_busy(self, request: Request) -> None:
+        """Raises Busy for a request that its asker had better send elsewhere, going by what we know of ourselves."""
+        if request.expected_ms is None:
+            return
+        found = self.route(request)
+        choice = self.router.choose(found.candidates, self.router.ask(request, found.digest), now=trio.current_time())
+        if choice is None or choice.estimate is None or not is_measured(choice.candidate):
+            return
+        true_s = choice.estimate.first
+        if bounces(expected_s=request.expected_ms / 1000, true_s=true_s, before=request.bounces):
+            raise Busy(f"The first token would take {true_s:.1f} s here.", retry_after=min(120.0, max(1.0, true_s)))
 
     def route(self, request: Request) -> Route:
         """Who could serve it now. Raises when nobody can."""
@@ -123,6 +138,8 @@ class Answer:
         self._request = request
         self._attempts = attempts
         self._tried: frozenset[NodeId] = frozenset()
+        self._asked: NodeId | None = None
+        """The one that was asked last."""
         self._source: Events | None = None
         self._reservation = Reservation()
         """Of the attempt that is running, or ran last."""
@@ -178,6 +195,7 @@ class Answer:
             choice, ask = self._next_choice()
             candidate = choice.candidate
             self._tried |= {candidate.node}
+            self._asked = candidate.node
             self.node = candidate.node_name
             self.reason = f"failover;retry={len(self._tried) - 1}" if len(self._tried) > 1 else choice.reason
             try:
@@ -199,7 +217,8 @@ class Answer:
         if candidate.local:
             request = msgspec.structs.replace(self._request, model=candidate.model)
         else:
-            request = msgspec.structs.replace(self._request, model=unambiguous(candidate), hops=1)
+            expected = round(1000 * choice.estimate.first) if choice.estimate else None
+            request = msgspec.structs.replace(self._request, model=unambiguous(candidate), hops=1, expected_ms=expected)
         self._source = await self._attempts.enter_async_context(backend.submit(request))
 
     def _next_choice(self) -> tuple[Choice, Ask]:
@@ -243,6 +262,10 @@ class Answer:
         self._reservation.outcome = Outcome.BUSY if isinstance(error, Overloaded | ModelUnavailable) else Outcome.FAILED
         if not error.retryable or self._request.hops or (self._spoken.begun and not self._can_go_on()):
             self._final = error
+        elif isinstance(error, Busy) and self._request.bounces < MAX_BOUNCES:
+            # It told its load besides, so it may be the best choice still, and then takes it. No second try: nothing failed.
+            self._tried = self._tried - {self._asked}
+            self._request = msgspec.structs.replace(self._request, bounces=self._request.bounces + 1)
         elif isinstance(error, WorkerFailed):
             deaths = self._request.worker_deaths + 1
             self._request = msgspec.structs.replace(self._request, worker_deaths=deaths)
