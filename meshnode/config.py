@@ -27,6 +27,10 @@ _ON_BY_DEFAULT = frozenset({"worker", "mdns", "kv_unified"})
 """Switches whose flag turns them off."""
 
 
+ROUTING = ("estimate", "random", "round-robin", "least-connections", "power-of-two")
+"""The policies of `routing/policy.py`, which is above this module; a test holds the two alike."""
+
+
 class Kind(StrEnum):
     TEXT = "text"
     NUMBER = "number"
@@ -73,6 +77,12 @@ OPTIONS = (
     Option("kv_type", Kind.TEXT, "TYPE", "precision of the KV cache: f16, q8_0 (half the memory) or q4_0 (default: f16)"),
     Option("flash_attention", Kind.TEXT, "WHEN", "auto, on or off (default: auto)"),
     Option("gpu_layers", Kind.NUMBER, "N", "layers of a model on the GPU, if there is one (default: all)"),
+    Option(
+        "routing",
+        Kind.TEXT,
+        "POLICY",
+        "who answers a request: estimate, random, round-robin, least-connections or power-of-two (default: estimate)",
+    ),
     Option("api", Kind.TEXT, "HOST:PORT", f"where the HTTP API listens (default: 127.0.0.1:{API_PORT})"),
     Option("as_ollama", Kind.SWITCH, "", f"listen on port {OLLAMA_PORT} too, where Ollama would, when that is free"),
     Option("insecure_api", Kind.SWITCH, "", "allow --api on an address that others can reach, without a key"),
@@ -125,6 +135,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """llama.cpp knows for which models and devices it is right."""
     gpu_layers: int | None = None
     """None: all, which is what a GPU is there for. Fewer make room on it, 0 leaves it alone."""
+    routing: str = "estimate"
+    """Whoever is about to be done first, by what all nodes measured; the others are there for comparison."""
     api: Address = Address("127.0.0.1", API_PORT)
     """Loopback, which the kernel guards. 4860 is far from the ports that other model servers take; 0 takes any free one."""
     as_ollama: bool = False
@@ -278,6 +290,7 @@ def _checked(values: Mapping[str, Any], environment: Mapping[str, str]) -> Setti
     checked |= _one_of(values, "log_level", ("debug", "info", "warning", "error")) | _one_of(
         values, "log_format", ("text", "json")
     )
+    checked |= _one_of(values, "routing", ROUTING)
     if "api" in values:
         checked["api"] = parse(values["api"], flag="--api", default_port=API_PORT)
         _refuse_open_api(checked["api"], insecure=checked.get("insecure_api", False))

@@ -7,20 +7,25 @@ block is left, and `_attempt` is the only place that makes one.
 """
 
 import random
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 
 import msgspec
 import trio
 
 from meshnode.backend import Backend, Events
-from meshnode.errors import InternalError, ModelUnavailable, ServingError, WorkerCrashed, WorkerFailed
+from meshnode.errors import Busy, InternalError, ModelUnavailable, Overloaded, ServingError, WorkerCrashed, WorkerFailed
 from meshnode.gossip.member import Member
-from meshnode.inference import Chunk, Event, Request
+from meshnode.inference import Chunk, End, Event, Request
 from meshnode.names import ModelDigest, NodeId
+from meshnode.routing.ask import Ask
+from meshnode.routing.bounce import MAX_BOUNCES, bounces
+from meshnode.routing.breaker import Outcome
 from meshnode.routing.continuation import Spoken
-from meshnode.routing.policy import least_connections
+from meshnode.routing.estimate import is_measured
+from meshnode.routing.explain import Explanation
+from meshnode.routing.policy import Choice, Policy, estimated
+from meshnode.routing.router import Router
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Route, route, unambiguous
 
 MAX_ATTEMPTS = 3
@@ -43,13 +48,14 @@ class Dispatcher:
         backend_of: Callable[[Candidate], Backend],
         on_change: Callable[[], None],
         rng: random.Random,
+        policy: Policy = estimated,
     ) -> None:
         self.me = me
+        self.router = Router(policy=policy, rng=rng)
+        self._rng = rng
         self._members = members
         self._backend_of = backend_of
         self._on_change = on_change
-        self._rng = rng
-        self._in_flight: Counter[NodeId] = Counter()
 
     @asynccontextmanager
     async def submit(self, request: Request) -> AsyncIterator["Answer"]:
@@ -65,28 +71,54 @@ class Dispatcher:
 
     @asynccontextmanager
     async def _serve(self, request: Request) -> AsyncIterator[Events]:
+        self._refuse_if_busy(request)
         async with self.submit(request) as answer:
             yield answer.events
+
+    def _refuse_if_busy(self, request: Request) -> None:
+        """Raises Busy for a request that its asker had better send elsewhere, going by what we know of ourselves."""
+        if request.expected_ms is None:
+            return
+        found = self.route(request)
+        choice = self.router.choose(found.candidates, self.router.ask(request, found.digest), now=trio.current_time())
+        if choice is None or choice.estimate is None or not is_measured(choice.candidate):
+            return
+        true_s = choice.estimate.first
+        if bounces(expected_s=request.expected_ms / 1000, true_s=true_s, before=request.bounces):
+            raise Busy(f"The first token would take {true_s:.1f} s here.", retry_after=min(120.0, max(1.0, true_s)))
 
     def route(self, request: Request) -> Route:
         """Who could serve it now. Raises when nobody can."""
         return route(request.model, self._members(), me=self.me, only_local=request.hops > 0)
 
-    def choose(self, candidates: Sequence[Candidate]) -> tuple[Candidate, str] | None:
-        return least_connections(candidates, self._in_flight, self._rng)
+    def explain(self, request: Request) -> Explanation | None:
+        """Every node that could serve it now, with its estimate, and which would be chosen. Raises as `route`."""
+        found = self.route(request)
+        return self.router.explain(found.candidates, self.router.ask(request, found.digest), now=trio.current_time())
 
     def draw_seed(self) -> int:
         return self._rng.getrandbits(63)
 
     @contextmanager
-    def reserve(self, candidate: Candidate) -> Iterator[Backend]:
-        """Count the request against the node at once, before any gossip can tell, and until the attempt is over."""
-        self._in_flight[candidate.node] += 1
+    def reserve(self, choice: Choice, ask: Ask) -> Iterator["Reservation"]:
+        """Book the request at its node at once, before any gossip can tell, and until the attempt is over."""
+        attempt = self.router.begin(choice, ask, now=trio.current_time())
+        reservation = Reservation()
         try:
-            yield self._backend_of(candidate)
+            yield reservation
         finally:
-            self._in_flight[candidate.node] -= 1
+            self.router.end(attempt, reservation.outcome, now=trio.current_time())
             self._on_change()
+
+    def backend_of(self, candidate: Candidate) -> Backend:
+        return self._backend_of(candidate)
+
+
+class Reservation:
+    """Of one attempt: what became of it, which the router learns when it is over."""
+
+    def __init__(self) -> None:
+        self.outcome = Outcome.GIVEN_UP
 
 
 class Answer:
@@ -106,7 +138,11 @@ class Answer:
         self._request = request
         self._attempts = attempts
         self._tried: frozenset[NodeId] = frozenset()
+        self._asked: NodeId | None = None
+        """The one that was asked last."""
         self._source: Events | None = None
+        self._reservation = Reservation()
+        """Of the attempt that is running, or ran last."""
         self._spoken = Spoken()
         self._digest = ModelDigest(b"")
         """The weights that speak; none where only a name is known."""
@@ -132,10 +168,20 @@ class Answer:
             except ServingError as error:
                 self._give_up(error)
                 continue
-            for event in batch:
-                if isinstance(event, Chunk):
-                    self._spoken.hear(event)
+            self._note(batch)
             return batch
+
+    def _note(self, batch: tuple[Event, ...]) -> None:
+        for event in batch:
+            match event:
+                case Chunk():
+                    self._spoken.hear(event)
+                    self._reservation.outcome = Outcome.SERVED
+                case End(usage=usage) if self._request.inputs is None:
+                    tokens = usage.completion_tokens // max(1, self._request.n)
+                    self._dispatcher.router.learn_length(self._digest or self.model, tokens)
+                case _:
+                    pass
 
     async def start(self) -> None:
         """Begin attempts until one is accepted; raises the last failure when nobody is left to ask.
@@ -146,20 +192,24 @@ class Answer:
             if self._final:
                 raise self._final
             await self._attempts.aclose()  # the one that failed, or was cut while it began
-            candidate, reason = self._next_candidate()
+            choice, ask = self._next_choice()
+            candidate = choice.candidate
             self._tried |= {candidate.node}
+            self._asked = candidate.node
             self.node = candidate.node_name
-            self.reason = f"failover;retry={len(self._tried) - 1}" if len(self._tried) > 1 else reason
+            self.reason = f"failover;retry={len(self._tried) - 1}" if len(self._tried) > 1 else choice.reason
             try:
-                await self._attempt(candidate)
+                await self._attempt(choice, ask)
             except ServingError as error:
                 self._give_up(error)
             except trio.Cancelled:
                 self._tried -= {candidate.node}  # it was not given the time to answer
                 raise
 
-    async def _attempt(self, candidate: Candidate) -> None:
-        backend = self._attempts.enter_context(self._dispatcher.reserve(candidate))
+    async def _attempt(self, choice: Choice, ask: Ask) -> None:
+        candidate = choice.candidate
+        self._reservation = self._attempts.enter_context(self._dispatcher.reserve(choice, ask))
+        backend = self._dispatcher.backend_of(candidate)
         self._digest = candidate.digest
         if candidate.digest and self._request.sampling.seed is None:  # whoever goes on must draw as this node does
             sampling = msgspec.structs.replace(self._request.sampling, seed=self._dispatcher.draw_seed())
@@ -167,10 +217,11 @@ class Answer:
         if candidate.local:
             request = msgspec.structs.replace(self._request, model=candidate.model)
         else:
-            request = msgspec.structs.replace(self._request, model=unambiguous(candidate), hops=1)
+            expected = round(1000 * choice.estimate.first) if choice.estimate else None
+            request = msgspec.structs.replace(self._request, model=unambiguous(candidate), hops=1, expected_ms=expected)
         self._source = await self._attempts.enter_async_context(backend.submit(request))
 
-    def _next_candidate(self) -> tuple[Candidate, str]:
+    def _next_choice(self) -> tuple[Choice, Ask]:
         try:
             found = self._dispatcher.route(self._request)
         except ModelUnavailable as nobody:
@@ -182,10 +233,16 @@ class Answer:
         left = [candidate for candidate in found.candidates if candidate.node not in self._tried]
         if self._spoken.begun:
             left = [candidate for candidate in left if candidate.digest == self._digest]
-        chosen = self._dispatcher.choose(left)
-        if chosen is None or len(self._tried) >= MAX_ATTEMPTS:
+        router, now = self._dispatcher.router, trio.current_time()
+        ask = router.ask(self._request, found.digest)
+        choice = router.choose(left, ask, now=now)
+        if choice is None or len(self._tried) >= MAX_ATTEMPTS:
             raise self._exhausted()
-        return chosen
+        if not self._tried:
+            router.budget.request(now)
+        elif not router.budget.take(now):
+            raise self._exhausted()
+        return choice, ask
 
     def _exhausted(self) -> ServingError:
         """Every holder was asked and failed: to the caller that is 503, come back later, with the last failure's words."""
@@ -202,8 +259,13 @@ class Answer:
         """
         self._source = None
         self._failure = error
+        self._reservation.outcome = Outcome.BUSY if isinstance(error, Overloaded | ModelUnavailable) else Outcome.FAILED
         if not error.retryable or self._request.hops or (self._spoken.begun and not self._can_go_on()):
             self._final = error
+        elif isinstance(error, Busy) and self._request.bounces < MAX_BOUNCES:
+            # It told its load besides, so it may be the best choice still, and then takes it. No second try: nothing failed.
+            self._tried = self._tried - {self._asked}
+            self._request = msgspec.structs.replace(self._request, bounces=self._request.bounces + 1)
         elif isinstance(error, WorkerFailed):
             deaths = self._request.worker_deaths + 1
             self._request = msgspec.structs.replace(self._request, worker_deaths=deaths)

@@ -19,6 +19,7 @@
     ├── ServingError            ours or a peer's: a status 5xx; `retryable` says whether another node may be tried
     │   ├── ModelUnavailable    503: known, and nowhere up now
     │   ├── Overloaded          503
+    │   │   └── Busy            503: a peer gives back what would take much longer there than the asker thinks
     │   ├── WorkerFailed        502: the child process died or could not start
     │   ├── WorkerCrashed       500: two workers died under one request, which is taken to be the cause
     │   ├── LinkLost            502: the peer went away
@@ -146,6 +147,10 @@ class Overloaded(ServingError):
     code = "overloaded"
 
 
+class Busy(Overloaded):
+    code = "busy"
+
+
 class WorkerFailed(ServingError):
     status = 502
     code = "worker_failed"
@@ -194,7 +199,7 @@ _CROSSING: dict[str, type[MeshnodeError]] = {
     error.code: error
     for error in (
         InvalidRequest, Unsupported, ContextTooLong, Forbidden, ModelNotFound, BodyTooLarge,
-        ModelUnavailable, Overloaded, WorkerFailed, WorkerCrashed, LinkLost, DeadlineExceeded, InternalError,
+        ModelUnavailable, Overloaded, Busy, WorkerFailed, WorkerCrashed, LinkLost, DeadlineExceeded, InternalError,
     )
 }  # fmt: skip
 

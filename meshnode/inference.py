@@ -157,6 +157,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """0 at the entry node, 1 at a peer; a request with 1 is never forwarded."""
     worker_deaths: int = 0
     """How many workers died under it (security rule 15)."""
+    expected_ms: int | None = None
+    """When the asker thinks that the first token will come from the peer that it sends this to; None: it made no estimate."""
+    bounces: int = 0
+    """How often a peer gave it back."""
     resume: Resume | None = None
     inputs: Annotated[tuple[str, ...], Meta(max_length=MAX_INPUTS)] | None = None
     """Texts to embed; then there are no messages. Choice i of the answer is the vector of text i, see `vector_text`."""

@@ -37,6 +37,7 @@ from meshnode.mesh.listen import local_address, open_mesh_listeners
 from meshnode.mesh.membership import Membership
 from meshnode.mesh.mesh import Mesh
 from meshnode.names import NodeId, short
+from meshnode.routing.policy import POLICIES
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
 from meshnode.start import Running, Start
 from meshnode.wire.codec import encode_value
@@ -51,6 +52,7 @@ STOP_GRACE_S = 5.0
 """Answers under way, to clients and to peers, may finish for so long: short enough for who waits at the prompt. A guess."""
 PUBLISH_EVERY_S = 1.0
 PUBLISH_APART_S = 0.1
+SKETCH_EVERY_S = 5.0
 """Load is read at each change, at most ten times a second, and once a second for the speeds that drift without a change."""
 
 
@@ -81,6 +83,7 @@ class Node:
         self._begun = trio.Event()
         self._joining = trio.Lock()
         self._rekeyed: tuple[float, str] | None = None
+        self._salt = secrets.token_bytes(16)
         """When and why this node took a new key."""
 
     @property
@@ -150,7 +153,12 @@ class Node:
         self._begun = trio.Event()
         rng = random.Random()  # noqa: S311 - to draw a node, not a secret
         self._dispatcher = Dispatcher(
-            me=self._me, members=self.mesh.members, backend_of=self._backend_of, on_change=self.changed, rng=rng
+            me=self._me,
+            members=self.mesh.members,
+            backend_of=self._backend_of,
+            on_change=self.changed,
+            rng=rng,
+            policy=POLICIES[self._start.settings.routing],
         )
 
     def _rekey(self, reason: str) -> None:
@@ -253,9 +261,13 @@ class Node:
         """Tell the mesh what this node has and how busy it is, for ever."""
         told: dict[str, bytes] = {}
         memory = Memory()
+        sketched_at = -math.inf
         while True:
             self._changed = trio.Event()
             self.mesh.set_load(self._load())
+            if trio.current_time() >= sketched_at + SKETCH_EVERY_S:
+                sketched_at = trio.current_time()
+                self.mesh.set_sketches(self._models.sketches(self._salt))
             wanted = {_record_key(model): encode_value(model) for model in self._records()}
             if figures := memory.figures(trio.current_time()):
                 wanted[MEMORY] = encode_value(figures)

@@ -1,9 +1,11 @@
-"""An SVG of figures over the number of nodes: one small chart for each figure, one line for each scenario. Written by hand."""
+"""An SVG of figures over a number, such as that of the nodes: one small chart for each figure, one line for each series. Written
+by hand."""
 
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from meshnode.simulation.run import Result
@@ -11,15 +13,32 @@ from meshnode.simulation.run import Result
 WIDTH, HEIGHT, MARGIN, ACROSS = 360, 220, 48, 2
 COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#8e5572", "#b8860b", "#4b4e6d", "#00867d", "#7a7a7a")
 Columns = Mapping[str, tuple[str, Callable[[Result], float | None]]]
-Line = list[tuple[int, float, float]]
-"""Nodes, median, greatest."""
+Line = list[tuple[float, float, float]]
+"""Place on the axis, median, greatest."""
+
+
+class Point(NamedTuple):
+    """A figure of one run: of which series, and where on the axis."""
+
+    series: str
+    at: float
+    figure: float | None
 
 
 def picture(results: Sequence[Result], columns: Columns) -> str:
-    """Medians as lines, the greatest over the seeds as dots."""
-    charts = [(heading, _lines(results, value)) for heading, value in columns.values()]
+    """Of simulated meshes: medians as lines, the greatest over the seeds as dots."""
+    points = {
+        heading: [Point(result.scenario, result.nodes, value(result)) for result in results]
+        for heading, value in columns.values()
+    }
+    return drawing(points, axis="nodes", note=": median (line) and greatest (dots) over the seeds")
+
+
+def drawing(points: Mapping[str, Sequence[Point]], *, axis: str, note: str = "") -> str:
+    """A chart for each heading in `points`."""
+    charts = [(heading, _lines(each)) for heading, each in points.items()]
     charts = [(heading, lines) for heading, lines in charts if any(most > 0 for line in lines.values() for _, _, most in line)]
-    names = list(dict.fromkeys(result.scenario for result in results))
+    names = list(dict.fromkeys(point.series for each in points.values() for point in each))
     rows = math.ceil(len(charts) / ACROSS)
     height = rows * HEIGHT + 24 * len(names) + 20
     parts = [
@@ -28,13 +47,11 @@ def picture(results: Sequence[Result], columns: Columns) -> str:
         f'<rect width="{ACROSS * WIDTH}" height="{height}" fill="white"/>',
     ]
     for place, (heading, lines) in enumerate(charts):
-        parts += _chart(heading, lines, names, x=place % ACROSS * WIDTH, y=place // ACROSS * HEIGHT)
+        parts += _chart(heading, lines, names, axis=axis, x=place % ACROSS * WIDTH, y=place // ACROSS * HEIGHT)
     for place, name in enumerate(names):
         y = rows * HEIGHT + 24 * place + 16
         parts.append(f'<rect x="{MARGIN}" y="{y - 9}" width="18" height="4" fill="{_colour(place)}"/>')
-        parts.append(
-            f'<text x="{MARGIN + 26}" y="{y - 3}">{escape(name)}: median (line) and greatest (dots) over the seeds</text>'
-        )
+        parts.append(f'<text x="{MARGIN + 26}" y="{y - 3}">{escape(name)}{escape(note)}</text>')
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -42,15 +59,14 @@ def _colour(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
-def _lines(results: Sequence[Result], value: Callable[[Result], float | None]) -> dict[str, Line]:
-    groups: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for result in results:
-        figure = value(result)
-        if figure is not None and math.isfinite(figure):
-            groups[result.scenario, result.nodes].append(figure)
+def _lines(points: Sequence[Point]) -> dict[str, Line]:
+    groups: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for point in points:
+        if point.figure is not None and math.isfinite(point.figure):
+            groups[point.series, point.at].append(point.figure)
     lines: dict[str, Line] = defaultdict(list)
-    for (name, nodes), figures in sorted(groups.items()):
-        lines[name].append((nodes, statistics.median(figures), max(figures)))
+    for (name, at), figures in sorted(groups.items()):
+        lines[name].append((at, statistics.median(figures), max(figures)))
     return lines
 
 
@@ -60,19 +76,19 @@ def _nice(most: float) -> float:
     return next(power * step for step in (1, 2, 5, 10) if power * step >= most)
 
 
-def _chart(heading: str, lines: dict[str, Line], names: Sequence[str], *, x: int, y: int) -> list[str]:
+def _chart(heading: str, lines: dict[str, Line], names: Sequence[str], *, axis: str, x: int, y: int) -> list[str]:
     sizes = sorted({nodes for line in lines.values() for nodes, _, _ in line})
     top = _nice(max(most for line in lines.values() for _, _, most in line))
     left, right, low, high = x + MARGIN, x + WIDTH - 16, y + HEIGHT - 34, y + 26
 
-    def at(nodes: int, figure: float) -> str:
+    def at(nodes: float, figure: float) -> str:
         across = (nodes - sizes[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.5
         return f"{left + across * (right - left):.1f},{low - figure / top * (low - high):.1f}"
 
     parts = [
         f'<text x="{left}" y="{y + 16}" font-weight="bold">{escape(heading)}</text>',
         f'<polyline fill="none" stroke="#444" points="{left},{high} {left},{low} {right},{low}"/>',
-        f'<text x="{(left + right) / 2}" y="{low + 30}" text-anchor="middle" fill="#444">nodes</text>',
+        f'<text x="{(left + right) / 2}" y="{low + 30}" text-anchor="middle" fill="#444">{escape(axis)}</text>',
     ]
     for share in (0.0, 0.5, 1.0):
         up = low - share * (low - high)
@@ -80,7 +96,7 @@ def _chart(heading: str, lines: dict[str, Line], names: Sequence[str], *, x: int
         parts.append(f'<text x="{left - 5}" y="{up + 4}" text-anchor="end" fill="#444">{top * share:g}</text>')
     for nodes in sizes:
         across = at(nodes, 0).partition(",")[0]
-        parts.append(f'<text x="{across}" y="{low + 14}" text-anchor="middle" fill="#444">{nodes}</text>')
+        parts.append(f'<text x="{across}" y="{low + 14}" text-anchor="middle" fill="#444">{nodes:g}</text>')
     for name, line in lines.items():
         colour = _colour(names.index(name))
         points = " ".join(at(nodes, middle) for nodes, middle, _ in line)

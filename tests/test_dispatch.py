@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from meshnode.backend import Backend, Events
 from meshnode.dispatch import Answer, Dispatcher
 from meshnode.errors import (
+    Busy,
     InvalidRequest,
     LinkLost,
     MeshnodeError,
@@ -272,7 +273,7 @@ async def test_leaving_early_cancels_the_work_and_releases_the_reservation(autoj
             await anext(answer.events)
 
     assert sum(worker.cancelled for worker in workers.values()) == 2
-    assert not +both._in_flight
+    assert len(both.router.known.bookings) == 0
 
 
 async def test_the_load_has_changed_when_a_request_is_over() -> None:
@@ -350,3 +351,78 @@ async def test_a_decision_is_not_forgotten_when_the_wait_for_it_is_cut(autojump_
             await collect_impatiently(answer, 3.5)
 
     assert not workers["other"].requests
+
+
+async def test_a_request_can_be_explained_before_it_is_sent() -> None:
+    both = dispatcher({"a": FakeWorker(), "b": FakeWorker()})
+    explanation = both.explain(ASK)
+
+    assert explanation
+    assert sorted(row.node_name for row in explanation.candidates) == ["a", "b"]
+    assert [row.verdict.split(":")[0] for row in explanation.candidates if row.chosen] == ["chosen"]
+    with pytest.raises(ModelNotFound):
+        both.explain(msgspec.structs.replace(ASK, model="nope"))
+
+
+async def test_a_node_that_failed_thrice_is_not_asked_and_second_tries_have_a_budget() -> None:
+    workers = {"bad": failing(lambda: LinkLost("gone")), "good": FakeWorker(["fine"])}
+    both = dispatcher(workers)
+    for _ in range(40):
+        async with both.submit(ASK) as answer:
+            assert await text_of(answer) == "fine"
+    while both.router.budget.take(trio.current_time()):
+        pass
+    lost = {name: failing(lambda: LinkLost("gone")) for name in "ab"}
+    alone = dispatcher(lost)
+    while alone.router.budget.take(trio.current_time()):
+        pass
+    with pytest.raises(ModelUnavailable, match="tried 1"):
+        async with alone.submit(ASK) as answer:
+            await text_of(answer)
+
+    assert len(workers["bad"].requests) <= 3
+    assert sum(len(worker.requests) for worker in lost.values()) == 1
+
+
+def told(member: Member, *, active: int = 0) -> Member:
+    """`member` with measured speeds: one request takes 4 s there, of which it reads for 0.01."""
+    load = msgspec.structs.replace(
+        member.load[0], active=active, remaining_ms=4000 * active, prefill_per_s=1000.0, step_ms=20.0, stream_ms=5.0
+    )
+    return msgspec.structs.replace(member, load=(load,))
+
+
+async def test_a_peer_gives_back_what_takes_much_longer_than_was_thought_but_not_for_ever() -> None:
+    busy = told(fake_member("a", "m"), active=40)
+    serving = dispatcher({"a": FakeWorker(["fine"])}, me="a", members=lambda: (busy,))
+    hurried = msgspec.structs.replace(ASK, expected_ms=100)
+    with pytest.raises(Busy, match=r"would take \d+\.\d s here") as caught:
+        async with serving.serve(hurried, fake_member("entry").id):
+            pass
+    for patient in (ASK, msgspec.structs.replace(hurried, expected_ms=10**6), msgspec.structs.replace(hurried, bounces=2)):
+        async with serving.serve(patient, fake_member("entry").id) as events:
+            assert [batch async for batch in events]
+
+    assert caught.value.retry_after is not None
+    assert caught.value.code == "busy"
+
+
+async def test_what_was_given_back_may_stay_where_it_was_and_is_no_failure() -> None:
+    given_back: list[int] = []
+
+    class Bouncing(FakeWorker):
+        @asynccontextmanager
+        async def submit(self, request: Request) -> AsyncIterator[Events]:
+            given_back.append(request.bounces)
+            if request.bounces < 2:
+                raise Busy("Later.")
+            async with super().submit(request) as events:
+                yield events
+
+    lone = dispatcher({"a": Bouncing(["fine"])}, members=lambda: (fake_member("entry"), told(fake_member("a", "m"))))
+    async with lone.submit(ASK) as answer:
+        text = await text_of(answer)
+
+    assert text == "fine"
+    assert given_back == [0, 1, 2]
+    assert answer.reason == "only-holder"

@@ -35,8 +35,8 @@ async def test_a_worker_that_the_gossip_still_calls_ready_is_unavailable_and_no_
     me = node.membership.identity.node_id
     candidate = Candidate(node=me, node_name="a", model="m", digest=ModelDigest(b"d" * 32), load=None, rtt_ms=None, local=True)
 
-    with pytest.raises(ModelUnavailable, match="just stopped") as caught, node._dispatcher.reserve(candidate):
-        pass
+    with pytest.raises(ModelUnavailable, match="just stopped") as caught:
+        node._dispatcher.backend_of(candidate)
 
     assert caught.value.retryable
 

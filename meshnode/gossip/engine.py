@@ -32,7 +32,7 @@ raises because of what a peer did.
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import assert_never
 
@@ -74,6 +74,7 @@ from meshnode.wire.messages import (
     Pong,
     Probe,
     Pull,
+    Sketch,
     Versions,
 )
 
@@ -182,11 +183,14 @@ class Engine:
             self._notices.close(other, DUPLICATE, why)
         if changed and not new:
             peer.load = ()
+            peer.sketches.clear()
             self._exchange.forget(node)
         if new:
             self._notices.notify("joined", node, f"{hello.name} (meshnode {hello.version}), linked at {addr}")
         self._hearing.met(up, now)
         self._exchange.introduce(up, now)
+        for sketch, _ in self._self.sketches.values():
+            up.sketch(sketch)
         self._planner.soon(now)
 
     def link_down(self, link: LinkId, reason: str, *, code: int = 0, now: float) -> None:
@@ -201,6 +205,7 @@ class Engine:
         peer.links.remove(down)
         if not peer.links:
             peer.lost_at, peer.lost_reason, peer.load = now, printable(reason) or "closed", ()
+            peer.sketches.clear()
             self._planner.lost(down.peer, short=now - down.up_at < SHORT_LIFE_S, at=now + REDIAL_S)
             self._hearing.lost(down.peer, now)
             if self._known.part(down.peer, now=now):
@@ -264,6 +269,12 @@ class Engine:
         for link in self._links.values():
             link.hurry(self._self.load, now)
             link.advance(now)
+
+    def set_sketches(self, sketches: Sequence[Sketch], *, now: float) -> None:
+        """What we have cached is this now; direct peers are told of what is new in it. Not to be called for every change."""
+        for sketch in filter(lambda sketch: self._self.hear(sketch, now), sketches):
+            for link in self._links.values():
+                link.sketch(sketch)
 
     def observe_load(self, node: NodeId, load: Loads, *, now: float) -> None:
         """A reply of `node` carried its load."""
@@ -372,6 +383,8 @@ class Engine:
             case Pong():
                 peer.load, peer.load_at = message.load, now
                 source.answered(message.sequence, now)
+            case Sketch():
+                peer.hear(message, now)
             case Delta():
                 for delta in message.records:
                     if self._exchange.learn(source, delta, now):

@@ -15,7 +15,7 @@ from meshnode.gossip.knowledge import Knowledge
 from meshnode.gossip.limits import ACCUSATIONS_PER_S, GOSSIP_BURST, GOSSIP_BYTES_PER_S, PROBES_PER_S, SUDDEN, Bucket
 from meshnode.gossip.record import Stamp, claim, delta_for, delta_size
 from meshnode.gossip.repair import Repair
-from meshnode.names import NodeId
+from meshnode.names import ModelDigest, NodeId
 from meshnode.wire.codec import encode
 from meshnode.wire.messages import (
     Accuse,
@@ -28,6 +28,7 @@ from meshnode.wire.messages import (
     Pong,
     Probe,
     RecordDelta,
+    Sketch,
 )
 
 PONG_EVERY = 5
@@ -115,12 +116,14 @@ class Link:
     _awaited: tuple[int, float] | None = None
     """The PING that will be answered: its number, and when it went out."""
     _load_sent: tuple[ModelState, ...] = ()
+    _sketches: dict[tuple[ModelDigest, str], Sketch] = field(default_factory=dict)
+    """What is to be told of our caches: the newest of each model, however slow the peer."""
 
     @property
     def ready(self) -> bool:
         """Whether `next_frame` would probably give a frame."""
         answers = self._leave is not None or self._pong is not None or bool(self._urgent)
-        return not self.closing and (answers or self._ping or self._delta or self.repair.ready)
+        return not self.closing and (answers or self._ping or bool(self._sketches) or self._delta or self.repair.ready)
 
     def deadline(self) -> float:
         """When a flag has to be set, or the silence becomes too long."""
@@ -193,6 +196,11 @@ class Link:
             self.agenda.restart_beat(self.next_ping)
             self.agenda.changed(self)
 
+    def sketch(self, ours: Sketch) -> None:
+        """We have other prompts cached than the peer knows."""
+        self._sketches[ours.digest, ours.name] = ours
+        self.agenda.changed(self)
+
     def say(self, frame: Urgent) -> None:
         """As soon as possible. Who asks and does not read loses the oldest answers."""
         self._urgent[type(frame), frame.target] = frame
@@ -230,8 +238,8 @@ class Link:
         self.agenda.changed(self)
 
     def next_frame(self, known: Knowledge, load: tuple[ModelState, ...], now: float, room: int) -> bytes | None:
-        """The most urgent frame: LEAVE, PONG, what concerns others' lives, PING, DELTA, then what repairs. None when there is
-        nothing, or `room` bytes are too few for it."""
+        """The most urgent frame: LEAVE, PONG, what concerns others' lives, PING, SKETCH, DELTA, then what repairs. None when
+        there is nothing, or `room` bytes are too few for it."""
         if not self.ready:
             return None
         self.agenda.changed(self)
@@ -247,6 +255,9 @@ class Link:
             grace_ms = round(max(0.0, self._stalled_until - now) * 1000)
             ping = Ping(self._sequence, want_pong, known.hashes.state, load, grace_ms)
             return self._fitting(encode(ping), room, lambda: self._ping_sent(want_pong, load, now))
+        if self._sketches:
+            model = next(iter(self._sketches))
+            return self._fitting(encode(self._sketches[model]), room, lambda: self._sketch_sent(model))
         delta = self._next_delta(known, now, min(room, MAX_DELTA_BYTES)) if self._delta else None
         return delta or self.repair.next_frame(known.hashes, known.records, now, room)
 
@@ -270,6 +281,9 @@ class Link:
             self._awaited = (self._sequence, now)
         self._ping, self._last_ping, self._load_sent = False, now, load
         self._sequence += 1
+
+    def _sketch_sent(self, model: tuple[ModelDigest, str]) -> None:
+        del self._sketches[model]
 
     def _next_delta(self, known: Knowledge, now: float, room: int) -> bytes | None:
         if now < self._paid_until - DELTA_BURST_S:

@@ -8,7 +8,7 @@ from enum import StrEnum
 import msgspec
 
 from meshnode.names import ModelDigest, NodeId
-from meshnode.wire.messages import ModelState
+from meshnode.wire.messages import ModelState, Sketch
 
 
 class State(StrEnum):
@@ -61,3 +61,5 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[Model, ...] = ()
     load: tuple[ModelState, ...] = ()
     load_at: float = 0.0
+    sketches: tuple[tuple[Sketch, float], ...] = ()
+    """What it has cached of its models, and since when we know."""

@@ -4,8 +4,12 @@ from dataclasses import dataclass, field
 
 from meshnode.gossip.hello import life
 from meshnode.gossip.link import Link
-from meshnode.names import NodeId
-from meshnode.wire.messages import Hello, ModelState
+from meshnode.names import ModelDigest, NodeId
+from meshnode.wire.messages import Hello, ModelState, Sketch
+
+MAX_SKETCHES = 64
+"""Of one peer: of as many models as its heartbeat tells of."""
+Told = tuple[Sketch, float]
 
 
 @dataclass
@@ -21,7 +25,18 @@ class Peer:
     refusal: str = ""
     load: tuple[ModelState, ...] = ()
     load_at: float = 0.0
+    sketches: dict[tuple[ModelDigest, str], Told] = field(default_factory=dict)
+    """What it has cached of each model, and when it said so."""
     routable: bool = False
+
+    def hear(self, sketch: Sketch, now: float) -> bool:
+        """It has that cached. Whether this is news."""
+        model = (sketch.digest, sketch.name)
+        known = self.sketches.get(model)
+        if (known and known[0] == sketch) or (known is None and (not sketch.marks or len(self.sketches) >= MAX_SKETCHES)):
+            return False
+        self.sketches[model] = sketch, now
+        return True
 
     @property
     def link(self) -> Link | None:

@@ -157,4 +157,5 @@ def member(record: Record, peer: Peer, *, state: State, since: float | None, why
         models=read,
         load=peer.load,
         load_at=peer.load_at,
+        sketches=tuple(peer.sketches.values()),
     )

@@ -35,7 +35,7 @@ from meshnode.mesh.served import Serve
 from meshnode.mesh.session import LEAVING, NORMAL, Session
 from meshnode.names import NodeId, short
 from meshnode.wire.codec import encode
-from meshnode.wire.messages import Gossip, Hello, Loads
+from meshnode.wire.messages import Gossip, Hello, Loads, Sketch
 
 WRONG_ID = 4403
 CONNECT_S = 3.0
@@ -125,6 +125,11 @@ class Mesh:
     def advertise(self, key: str, value: bytes | None) -> None:
         """Set a key of our record, or remove it. Raises ValueError beyond the limits of a record."""
         self._engine.advertise(key, value, now=trio.current_time())
+        self._touch()
+
+    def set_sketches(self, sketches: Sequence[Sketch]) -> None:
+        """What our caches hold; at most every few seconds."""
+        self._engine.set_sketches(sketches, now=trio.current_time())
         self._touch()
 
     def set_load(self, load: Loads) -> None:

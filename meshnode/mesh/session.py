@@ -34,6 +34,7 @@ from meshnode.wire.messages import (
     Pong,
     Probe,
     Pull,
+    Sketch,
     StreamEnd,
     StreamError,
     Versions,
@@ -167,7 +168,19 @@ class Session:
             match frame:
                 case Hello():
                     raise PeerError("HELLO again")
-                case Ping() | Pong() | Delta() | Leave() | Digest() | Versions() | Pull() | Probe() | Finding() | Accuse():
+                case (
+                    Ping()
+                    | Pong()
+                    | Delta()
+                    | Leave()
+                    | Digest()
+                    | Versions()
+                    | Pull()
+                    | Probe()
+                    | Finding()
+                    | Accuse()
+                    | Sketch()
+                ):
                     self._node.receive(self, frame)
                 case _:
                     self._streams.receive(frame)

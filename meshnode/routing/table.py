@@ -14,15 +14,17 @@ import msgspec
 from meshnode.errors import ModelNotFound, ModelUnavailable
 from meshnode.gossip.member import Member, Model, State
 from meshnode.names import ModelDigest, NodeId, printable, short
-from meshnode.wire.messages import ModelState
+from meshnode.wire.messages import ModelState, Sketch
 
 MAX_COMPARED = 1000
 """Names that a wrong one is compared with: 10 us each on the event loop, and members can tell of a million."""
 RETRY_AFTER_S = 5.0
 """A node that restarts is back within seconds: a guess, in the range 1 to 120 that the official clients honour."""
-
-
 STATUS_HINT = "`meshnode status` there says more."
+
+
+Holder = tuple[NodeId, str]
+"""A model on a node, by the name that the node has for it."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,8 +35,21 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     digest: ModelDigest
     load: ModelState | None
+    load_at: float = 0.0
+    """When `load` was told, on the clock of the gossip engine."""
     rtt_ms: float | None
     local: bool
+    context_length: int = 0
+    """Tokens of prompt and answer; 0: it does not say."""
+    origin: str = ""
+    """The bridge that it is behind; empty for the node's own worker."""
+
+    sketch: tuple[Sketch, float] | None = None
+    """What it has cached of this model, and since when we know."""
+
+    @property
+    def holder(self) -> Holder:
+        return (self.node, self.model)
 
     @property
     def loaded(self) -> bool:
@@ -180,8 +195,12 @@ def _candidate(member: Member, model: Model, me: NodeId) -> Candidate:
         model=model.name,
         digest=model.digest,
         load=_live(member, model),
+        load_at=member.load_at,
         rtt_ms=member.rtt_ms,
         local=member.id == me,
+        context_length=model.context_length,
+        origin=model.origin,
+        sketch=next((told for told in member.sketches if told[0].digest == model.digest and told[0].name == model.name), None),
     )
 
 

@@ -11,5 +11,7 @@ insight     what only somebody who sees everything can check; reach says who cou
 watcher     measures, and holds what the nodes believe against what is
 run         one scenario, one seed, one result; shrink finds a smaller one that fails as well
 
+routing     apart from all these: where requests go, by the production policies; see there
+
 `scripts/simulate` is the command for it. What is not modelled stands at the top of tcp and process.
 """

@@ -42,6 +42,7 @@ from meshnode.wire.messages import (
     Pong,
     Probe,
     Pull,
+    Sketch,
     StreamChunk,
     StreamEnd,
     StreamError,
@@ -133,6 +134,9 @@ def _checked(frame: Frame) -> Frame:
     match frame:
         case StreamChunk():
             _require(len(frame.token_ids) % 4 == 0, "StreamChunk.token_ids: not whole ids")
+        case Sketch():
+            _require(is_name(frame.name), "Sketch.name: not a name")
+            _require(len(frame.marks) % 4 == 0, "Sketch.marks: not whole marks")
         case Ping() | Pong():
             _check_load(type(frame).__name__, frame.load)
         case Hello():
@@ -265,7 +269,10 @@ def _request_fault(request: Request) -> str | None:
         return f"more than {MAX_BIASES} biases"
     if not all(map(math.isfinite, _numbers(sampling))):
         return "a sampling parameter is not a finite number"
-    if min(request.n, request.hops, request.worker_deaths, request.deadline_ms or 0) < 0:
+    if (
+        min(request.n, request.hops, request.worker_deaths, request.deadline_ms or 0, request.expected_ms or 0, request.bounces)
+        < 0
+    ):
         return "a count is negative"
     if resume is not None and (len(resume.token_ids) > MAX_RESUME_IDS or min(resume.emitted) < 0):
         return "resume is out of range"

@@ -40,7 +40,11 @@ Hash = Annotated[bytes, Meta(min_length=8, max_length=8)]
 
 
 class ModelState(msgspec.Struct, frozen=True, array_like=True):
-    """Live load of one model of the sender (design D10). Times in ms, speeds in tokens per second; 0 = not measured."""
+    """Live load of one model of the sender (design D10). Times in ms, speeds in tokens per second; 0 = not measured.
+
+    Reading a prompt of n tokens alone takes `prefill_ms` + 1000 n / `prefill_per_s`, and each step of decoding k streams at once
+    `step_ms` + (k - 1) `stream_ms`: fits to what the worker measured.
+    """
 
     name: Word
     digest: Weights
@@ -50,8 +54,15 @@ class ModelState(msgspec.Struct, frozen=True, array_like=True):
     slots: Count = 0
     queued: Count = 0
     remaining_ms: Count = 0
+    """What all that is active or queued would still take, one after the other and each alone."""
     kv_free_tokens: Count = 0
     tokens_per_s: Real = 0.0
+    prefill_per_s: Real = 0.0
+    prefill_ms: Real = 0.0
+    step_ms: Real = 0.0
+    stream_ms: Real = 0.0
+    load_ms: Count = 0
+    """Of loading it, as measured or estimated; while it is loading, what is left of that."""
 
 
 Loads = Annotated[tuple[ModelState, ...], Meta(max_length=64)]
@@ -240,6 +251,19 @@ class Accuse(msgspec.Struct, frozen=True, array_like=True, tag=10):
     refused: bool = False
 
 
+class Sketch(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """What beginnings of prompts the sender has cached for a model; replaces what was known of that. Sent on a new link, and
+    after a change, at most every 5 s. For direct peers only: never passed on, and never answered.
+
+    `marks` are little-endian 32-bit integers in ascending order; how they are made of prompts is in `routing/prefix.py`.
+    """
+
+    name: Word
+    digest: Weights
+    salt: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    marks: Annotated[bytes, Meta(max_length=8000)]
+
+
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=16):
     """Open stream `stream` to run one request, whose encoded `body_bytes` follow in BODY frames under the stream's credit."""
 
@@ -313,6 +337,6 @@ class Credit(msgspec.Struct, frozen=True, array_like=True, tag=23):
     bytes: Count
 
 
-Gossip = Ping | Pong | Delta | Leave | Digest | Versions | Pull | Probe | Finding | Accuse
+Gossip = Ping | Pong | Delta | Leave | Digest | Versions | Pull | Probe | Finding | Accuse | Sketch
 Data = Open | Body | StreamProgress | StreamChunk | StreamEnd | StreamError | Cancel | Credit
 Frame = Hello | Gossip | Data

@@ -18,6 +18,8 @@ import trio
 from meshnode.errors import ConfigurationError
 from meshnode.gossip.member import Model
 from meshnode.names import ModelDigest, printable
+from meshnode.routing.prefix import Sketch, chain_of
+from meshnode.wire import messages
 from meshnode.wire.messages import ModelState
 from meshnode.worker.compute import Compute
 from meshnode.worker.known import Known, read_digest, read_facts
@@ -102,12 +104,18 @@ class Models:
             compute=self._compute,
             known=known,
             room=self._room,
+            chain_of=chain_of,
         )
 
     @property
     def workers(self) -> tuple[Worker, ...]:
         """Of every model that can be asked for, and of those given by name in any case."""
         return (*self._given, *(offer.worker for offer in self._offers.values() if offer.worker))
+
+    def sketches(self, salt: bytes) -> list[messages.Sketch]:
+        """What beginnings of prompts each has in its KV cache."""
+        models = [(worker.model, Sketch.of(worker.cached, salt)) for worker in self._distinct()]
+        return [sketch.frame(model.name, model.digest) for model, sketch in models if model]
 
     def load(self) -> tuple[ModelState, ...]:
         """The live load of each; the same weights once."""

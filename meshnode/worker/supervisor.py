@@ -45,6 +45,8 @@ from meshnode.worker.stream import Stream
 DEFAULT_SLOTS = 4
 BACKOFF_S = 1.0
 MAX_BACKOFF_S = 60.0
+DISK_BYTES_PER_S = 500e6
+"""To guess how long a model takes that was never loaded: a solid state disk of the slower kind."""
 GOOD_LIFE_S = 60.0
 """A child that was ready for so long did not die of its start."""
 
@@ -114,6 +116,11 @@ class Worker:
         self._requests = Requests(name, slots)
         self._retry_at = 0.0
         self._last_step = _NO_STEP
+        self._measured = _NO_STEP
+        """The last step that told speeds, of this life or one before: the machine is the same."""
+        self._loading_since = 0.0
+        self._load_s = 0.0
+        """Of the last loading; 0 before the first one was over."""
         self._facts: Facts | None = None
         self._digest: ModelDigest | None = None
         self._ready: Ready | None = None
@@ -168,7 +175,23 @@ class Worker:
             remaining_ms=round(self._last_step.remaining_s * 1000) if reported else 0,
             kv_free_tokens=self._last_step.kv_free_tokens if reported else room,
             tokens_per_s=self._last_step.tokens_per_s,
+            prefill_per_s=self._measured.prefill_per_s,
+            step_ms=1000 * self._measured.step_s,
+            stream_ms=1000 * self._measured.stream_s,
+            load_ms=round(1000 * self._load_left()),
         )
+
+    def _load_left(self) -> float:
+        """Seconds from a request on until it could begin; 0 when it is loaded, or nothing is known."""
+        size = self.model.size if self.model else 0
+        whole = self._load_s or size / DISK_BYTES_PER_S
+        match self.state:
+            case State.AVAILABLE:
+                return whole
+            case State.LOADING:
+                return max(0.0, whole - (trio.current_time() - self._loading_since))
+            case _:
+                return 0.0
 
     def wake(self) -> None:
         """Load it, if it is not loaded."""
@@ -267,7 +290,7 @@ class Worker:
         """
         self._digest = self._ready = self._setback = None
         self._ready_since = math.inf
-        self._last_step = _NO_STEP
+        self._last_step, self.cached = _NO_STEP, ()
         self._leaving, self._told_threads = False, 0
         setback = None
         try:
@@ -281,6 +304,7 @@ class Worker:
     async def _load_and_serve(self) -> _Setback | None:
         if missing := what_is_missing():
             return _Setback(missing, permanent=True)
+        self._loading_since = trio.current_time()
         self._enter(State.LOADING, "loading")
         try:
             self._facts = await read_facts(self.path)
@@ -356,6 +380,7 @@ class Worker:
             return
         self.model = self._as_model(self._facts, self._digest, self._ready.context_length)
         self._ready_since = trio.current_time()
+        self._load_s = self._ready_since - self._loading_since
         self.trouble = ""
         notes = self._ready.note, context.warning(self._facts, self._wanted_context)
         self._enter(State.READY, " ".join(filter(None, notes)))
@@ -383,6 +408,8 @@ class Worker:
                 self._setback = _Setback(reason, permanent=message.permanent, no_room=not message.permanent)
             case Step():
                 self._last_step = message
+                if message.step_s:
+                    self._measured = message
                 for number, event in message.events:
                     self._requests.hear(number, event, self._child)
             case Cached():

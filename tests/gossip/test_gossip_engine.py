@@ -23,6 +23,7 @@ from meshnode.wire.messages import (
     Ping,
     Pong,
     RecordDelta,
+    Sketch,
     Standing,
     Versions,
 )
@@ -496,6 +497,61 @@ def test_load_comes_with_pings_and_replies_and_goes_with_the_link() -> None:
     assert (pinged.load, pinged.load_at) == (busy(1), 1.0)
     assert (replied.load, replied.load_at) == (busy(2), 1.5)
     assert gone.load == ()
+
+
+def sketch(name: str, marks: bytes = bytes(4)) -> Sketch:
+    return Sketch(name, MODEL.digest, bytes(16), marks)
+
+
+def sketches(frames: list[Frame]) -> list[Frame]:
+    return [frame for frame in frames if isinstance(frame, Sketch)]
+
+
+def test_a_sketch_is_told_to_direct_peers_when_it_changes_and_to_new_ones() -> None:
+    engine = make_engine(ME)
+    on = link(engine, 2)
+    engine.set_sketches([sketch("m"), sketch("empty", b"")], now=0.0)
+    first = sketches(pulled(engine, on, 0.0))
+    engine.set_sketches([sketch("m"), sketch("empty", b"")], now=5.0)
+    unchanged = sketches(pulled(engine, on, 5.0))
+    engine.set_sketches([sketch("m", b""), sketch("empty", b"")], now=10.0)
+    emptied = sketches(pulled(engine, on, 10.0))
+    later = link(engine, 3, link_id=2, now=11.0)
+
+    assert (first, unchanged, emptied) == ([sketch("m")], [], [sketch("m", b"")])
+    assert sketches(pulled(engine, later, 11.0)) == [sketch("m", b"")]
+
+
+def test_a_slow_peer_is_told_the_newest_sketch_alone() -> None:
+    engine = make_engine(ME)
+    on = link(engine, 2)
+    for number in range(5):
+        engine.set_sketches([sketch("m", bytes([number] * 4))], now=float(number))
+    small = sketches(pulled(engine, on, 5.0, room=20))
+
+    assert small == []
+    assert sketches(pulled(engine, on, 5.0)) == [sketch("m", bytes([4] * 4))]
+
+
+def test_a_peers_sketch_is_kept_with_its_time_passed_on_to_nobody_and_goes_with_the_link() -> None:
+    engine = make_engine(ME)
+    on, other = link(engine, 2), link(engine, 3, link_id=2)
+    engine.receive(on, sketch("m"), now=1.0)
+    heard = member(engine, A, 1.0)
+    told = sketches(pulled(engine, other, 2.0))
+    for number in range(100):
+        engine.receive(on, sketch(f"m{number}"), now=3.0)
+    many = member(engine, A, 3.0)
+    engine.link_down(on, "gone", now=4.0)
+    gone = member(engine, A, 4.0)
+
+    assert heard is not None
+    assert many is not None
+    assert gone is not None
+    assert heard.sketches == ((sketch("m"), 1.0),)
+    assert told == []
+    assert len(many.sketches) == 64
+    assert gone.sketches == ()
 
 
 def test_hearsay_never_overrides_a_live_link() -> None:

@@ -31,6 +31,7 @@ from meshnode.wire.messages import (
     Probe,
     Pull,
     RecordDelta,
+    Sketch,
     Standing,
     Version,
     Versions,
@@ -59,6 +60,7 @@ FRAMES = st.one_of(
     st.builds(Probe, NODES),
     st.builds(Finding, NODES, st.sampled_from(list(Found))),
     st.builds(Accuse, NODES, SMALL, LARGE, st.booleans()),
+    st.builds(Sketch, st.sampled_from("ab"), st.just(ModelDigest(b"")), st.just(bytes(16)), st.binary(max_size=8)),
 )
 STEPS = st.one_of(
     st.tuples(st.just("up"), st.integers(2, 5), SMALL, st.booleans()),

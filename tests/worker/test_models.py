@@ -14,6 +14,7 @@ from tiny_model import make_tiny_model
 from worker.asking import answer, ask, events_of, wait_for
 
 from meshnode.inference import Chunk, Sampling
+from meshnode.routing.prefix import Sketch, chain_of
 from meshnode.worker import child, digest, machine, models, room
 from meshnode.worker.compute import Compute
 from meshnode.worker.models import Models
@@ -287,3 +288,19 @@ async def test_whatever_order_things_happen_in_requests_are_answered_and_nothing
         for worker in workers:
             worker.unload()
         await wait_for(lambda: not any(worker.pid for worker in workers))
+
+
+async def test_what_was_read_is_in_the_sketch_and_finds_the_way_back(folder: Path) -> None:
+    long = ask(content="The capital of France is a city that many know. " * 12, sampling=SHORT)
+    async with serving(folder, ("demo", DEMO)) as served:
+        (worker,) = served.workers
+        await wait_for(lambda: worker.state is State.READY)
+        nothing = served.sketches(bytes(range(16)))
+        await answer(worker, long)
+        await wait_for(lambda: bool(worker.cached))
+        (frame,) = served.sketches(bytes(range(16)))
+        chain = chain_of(long, frame.digest)
+
+        assert [each.marks for each in nothing] == [b""]
+        assert 0 < Sketch.read(frame).blocks(chain) <= len(chain)
+        assert Sketch.read(frame).blocks(chain_of(ask(content="Another one. " * 50), frame.digest)) == 0

@@ -90,6 +90,21 @@ async def test_it_is_unloaded_when_unused_and_loaded_again(make: Make) -> None:
         assert again == first
 
 
+async def test_what_was_measured_is_told_when_it_is_unloaded_too(make: Make) -> None:
+    async with running(make()) as worker:
+        guessed = worker.load()
+        await answer(worker, ask())
+        ready = worker.load()
+        worker.unload()
+        await wait_for(lambda: worker.pid is None)
+        available = worker.load()
+
+        assert guessed.load_ms == pytest.approx(DEMO.stat().st_size / 500e6 * 1000, abs=1)
+        assert (guessed.step_ms, ready.load_ms) == (0, 0)
+        assert available.load_ms > guessed.load_ms
+        assert 0 < ready.step_ms == available.step_ms
+
+
 async def test_nobody_unloads_a_model_at_work(make: Make) -> None:
     async with running(make(room=Room(keep_alive=0.0))) as worker, worker.submit(ask(sampling=ENDLESS)) as events:
         while not any(isinstance(event, Chunk) for event in await anext(events)):

@@ -107,7 +107,10 @@ def test_an_answer_streams_and_ends_with_its_counts(shared: Shared) -> None:
     assert isinstance(events[-1], End)
     assert events[-1].usage.completion_tokens == sum(len(chunk.token_ids) for chunk in chunks) == len(chunks)
     assert events[-1].usage.prompt_tokens > 5
-    assert shared.worker.load().tokens_per_s > 0
+    load = shared.worker.load()
+    assert load.tokens_per_s > 0
+    assert load.step_ms > 0
+    assert load.load_ms == 0
 
 
 def test_four_streams_at_once_answer_as_one_alone(shared: Shared) -> None:
