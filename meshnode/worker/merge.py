@@ -13,6 +13,8 @@ def merged(one: Schema, other: Schema) -> Schema:
     """A schema that values satisfy only if they satisfy both, which have neither references nor `allOf`. Raises Clash."""
     _check_closed(one, other)
     _check_closed(other, one)
+    _check_items(one, other)
+    _check_items(other, one)
     whole = dict(one)
     for keyword, value in other.items():
         whole[keyword] = (
@@ -47,6 +49,14 @@ def _check_closed(one: Schema, other: Schema) -> None:
     mine, theirs = one.get("properties", {}), other.get("properties", {})
     if not isinstance(mine, dict) or not isinstance(theirs, dict) or not theirs.keys() <= mine.keys():
         raise Clash("additionalProperties")
+
+
+def _check_items(one: Schema, other: Schema) -> None:
+    """What `one` says of all items would be about the first ones that only `other` names."""
+    mine, theirs = one.get("prefixItems", []), other.get("prefixItems", [])
+    if not isinstance(mine, list) or not isinstance(theirs, list) or len(theirs) > len(mine):
+        if one.get("items", True) is not True:
+            raise Clash("items")
 
 
 def _common_types(one: object, other: object) -> list[str]:

@@ -282,6 +282,7 @@ def test_a_schema_accepts_what_is_valid_in_the_order_that_it_names(schema: Schem
             {"allOf": [{"properties": {"a": {}}, "additionalProperties": False}, {"properties": {"b": {}}}]},
             "additionalProperties`: this",
         ),
+        ({"allOf": [{"prefixItems": [True], "items": {"type": "null"}}, {"items": {"type": "null"}}]}, "items`: this cannot be"),
         ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "at `/allOf/1/type`"),
         ({"allOf": [{"$ref": "#"}, {"type": "string"}]}, "the references lead in a circle"),
         ({"required": ["a"], "additionalProperties": False}, "at `/properties/a`: no value satisfies this"),
