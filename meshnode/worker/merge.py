@@ -54,9 +54,9 @@ def _check_closed(one: Schema, other: Schema) -> None:
 def _check_items(one: Schema, other: Schema) -> None:
     """What `one` says of all items would be about the first ones that only `other` names."""
     mine, theirs = one.get("prefixItems", []), other.get("prefixItems", [])
-    if not isinstance(mine, list) or not isinstance(theirs, list) or len(theirs) > len(mine):
-        if one.get("items", True) is not True:
-            raise Clash("items")
+    longer = not isinstance(mine, list) or not isinstance(theirs, list) or len(theirs) > len(mine)
+    if longer and one.get("items", True) is not True:
+        raise Clash("items")
 
 
 def _common_types(one: object, other: object) -> list[str]:
