@@ -10,13 +10,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
-from meshnode.api import auth, handlers, token_endpoints
+from meshnode.api import auth, handlers, key_endpoints, token_endpoints
 from meshnode.api import ollama_endpoints as ollama
+from meshnode.api.account import Account
 from meshnode.api.dialect import Dialect, dialect_of
 from meshnode.api.exchange import Exchange, Node
 from meshnode.api.failure import WrongMethod, failure
 from meshnode.api.http import Headers, Request, Response, header_text
+from meshnode.api.quota import Quota
 from meshnode.errors import InternalError, MeshnodeError, NotFound
+from meshnode.inference import Usage
+from meshnode.keys import KeyRing
 from meshnode.names import printable
 
 log = logging.getLogger("meshnode.api")
@@ -67,6 +71,9 @@ ROUTES = (
     Route("GET", "/readyz", handlers.readyz),
     Route("GET", "/mesh/v1/status", handlers.status, admin=True),
     Route("POST", "/mesh/v1/join", handlers.join, admin=True),
+    Route("GET", "/mesh/v1/keys", key_endpoints.listed, admin=True),
+    Route("POST", "/mesh/v1/keys", key_endpoints.new, admin=True),
+    Route("DELETE", "/mesh/v1/keys/{id}", key_endpoints.revoke, admin=True),
 )
 
 
@@ -74,11 +81,19 @@ _LIKELY = ("/v1/chat/completions", "/v1/models", "/v1/messages", "/api/chat")
 
 
 class App:
-    """Answers the requests of one node. `hosts` are further names and addresses that a Host header may carry."""
+    """Answers the requests of one node. `hosts` are further names and addresses that a Host header may carry.
 
-    def __init__(self, node: Node, *, admin_secret: str, hosts: frozenset[str]) -> None:
+    `keyless`: whoever reaches the port may use the models, from wherever.
+    """
+
+    def __init__(
+        self, node: Node, *, admin_secret: str, hosts: frozenset[str], keys: KeyRing | None = None, keyless: bool = False
+    ) -> None:
         self._node = node
         self._admin_secret = admin_secret
+        self._keys = KeyRing() if keys is None else keys
+        self._quota = Quota(self._keys)
+        self._keyless = keyless
         self._hosts = frozenset(host.lower() for host in hosts) | {node.name.lower()}
         self._started = int(time.time())
 
@@ -124,6 +139,7 @@ class App:
             id=f"{theirs}-{fresh[:12]}" if theirs else f"req-{fresh}",
             shown_id=theirs or f"req-{fresh}",
             started=self._started,
+            keys=self._keys,
         )
 
     @asynccontextmanager
@@ -131,11 +147,22 @@ class App:
         request = exchange.request
         auth.check_host(request, self._hosts)
         auth.check_origin(request)
+        caller = auth.caller_of(request, secret=self._admin_secret, keys=self._keys)
+        auth.check_use(request, caller, keyless=self._keyless)
         route, rest = _find(request.method, request.path)
         if route.admin:
-            auth.check_admin(request, self._admin_secret)
-        async with route.handler(replace(exchange, rest=rest)) as response:
+            auth.check_admin(request, caller)
+        elif caller.key and route.method == "POST":
+            self._quota.admit(caller.key, now=time.monotonic())
+        async with route.handler(replace(exchange, rest=rest, node=self._account(caller))) as response:
             yield response
+
+    def _account(self, caller: auth.Caller) -> Account:
+        def charge(usage: Usage) -> None:
+            if caller.key:
+                self._quota.charge(caller.key, usage.prompt_tokens + usage.completion_tokens, now=time.monotonic())
+
+        return Account(self._node, caller, charge)
 
     def _headers(self, own: Headers, request_id: str, began: float, dialect: Dialect) -> Headers:
         """What every answer carries; a handler's own headers win."""

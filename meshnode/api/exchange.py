@@ -10,17 +10,26 @@ import msgspec
 from meshnode import inference
 from meshnode.api.http import Headers, Request, Response
 from meshnode.backend import Events
+from meshnode.keys import KeyRing
 from meshnode.routing.table import Listing
 
 
 class Answer(Protocol):
     """An answer under way. `node`, `model` and `reason` are final once `events` has yielded its first Chunk."""
 
-    node: str
-    model: str
-    reason: str
-    resumed: int
-    """How often another node went on with it after its first text."""
+    @property
+    def node(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def resumed(self) -> int:
+        """How often another node went on with it after its first text."""
+        ...
 
     @property
     def events(self) -> Events: ...
@@ -33,7 +42,8 @@ class Node(Protocol):
     def name(self) -> str: ...
 
     def submit(self, request: inference.Request) -> AbstractAsyncContextManager[Answer]:
-        """Answer it somewhere in the mesh; `request.model` is what the client typed. Raises MeshnodeError.
+        """Answer it somewhere in the mesh; `request.model` is what the client typed, `caller` the id of its key if it has one.
+        Raises MeshnodeError.
 
         Leaving the block cancels the work.
         """
@@ -67,6 +77,8 @@ class Exchange:
     shown_id: str
     started: int
     """Unix time of the node's start."""
+    keys: KeyRing
+    """For the admin endpoints."""
     rest: str = ""
     """What the route's `{id}` stands for."""
 

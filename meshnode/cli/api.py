@@ -29,6 +29,11 @@ def post(path: str, data_dir: Path, body: object) -> bytes:
     return _request("POST", path, data_dir, json.dumps(body).encode())
 
 
+def delete(path: str, data_dir: Path) -> bytes:
+    """Likewise."""
+    return _request("DELETE", path, data_dir, None)
+
+
 def running(data_dir: Path) -> RunFile | None:
     """The node that runs there."""
     return DataDir.open(data_dir).read_run() if os.path.isdir(data_dir) else None

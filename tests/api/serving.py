@@ -111,7 +111,7 @@ def in_memory(app: Application, nursery: trio.Nursery, limits: Limits | None = N
 
     async def run() -> None:
         async with theirs:
-            await Connection(theirs, app, limits=limits or Limits(), idle=Idle()).run()
+            await Connection(theirs, app, limits=limits or Limits(), idle=Idle(), peer="127.0.0.1").run()
 
     nursery.start_soon(run)
     yield ours

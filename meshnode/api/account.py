@@ -1,0 +1,102 @@
+"""The node as one caller sees it: what it asks carries its id and is counted, whichever endpoint asks.
+
+Tokens are counted from the events that pass, so that who leaves in the middle of an answer pays for what was done by then.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from meshnode import inference
+from meshnode.api.auth import Caller
+from meshnode.api.exchange import Answer, Node
+from meshnode.backend import Events
+from meshnode.errors import Unauthorized
+from meshnode.inference import Chunk, End, Event, Phase, Progress, Usage
+from meshnode.routing.table import Listing
+
+
+class Account:
+    """A Node for the requests of one caller. `on_usage` hears what each one cost when it is over, however it ended."""
+
+    def __init__(self, node: Node, caller: Caller, on_usage: Callable[[Usage], None]) -> None:
+        self._node = node
+        self._caller = caller
+        self._on_usage = on_usage
+
+    @property
+    def name(self) -> str:
+        return self._node.name
+
+    @asynccontextmanager
+    async def submit(self, request: inference.Request) -> AsyncIterator[Answer]:
+        """As the node's. Raises Unauthorized for a grammar of somebody without a key: security rule 15."""
+        if request.response_format.kind == "grammar" and not self._caller.id:
+            raise Unauthorized("`grammar` needs an API key.", hint="Make one with: meshnode key new", param="grammar")
+        async with self._node.submit(msgspec.structs.replace(request, caller=self._caller.id)) as answer:
+            counted = _Counted(answer)
+            try:
+                yield counted
+            finally:
+                self._on_usage(counted.usage)
+
+    def models(self) -> tuple[Listing, ...]:
+        return self._node.models()
+
+    def report(self) -> msgspec.Struct:
+        return self._node.report()
+
+    async def join(self, peer: str | None) -> msgspec.Struct:
+        return await self._node.join(peer)
+
+    def ready(self) -> str:
+        return self._node.ready()
+
+
+class _Counted:
+    """An answer, and its usage up to now: an estimate until the end tells."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.usage = Usage(prompt_tokens=0, completion_tokens=0)
+        self._answer = answer
+
+    @property
+    def node(self) -> str:
+        return self._answer.node
+
+    @property
+    def model(self) -> str:
+        return self._answer.model
+
+    @property
+    def reason(self) -> str:
+        return self._answer.reason
+
+    @property
+    def resumed(self) -> int:
+        return self._answer.resumed
+
+    @property
+    def events(self) -> Events:
+        return self
+
+    def __aiter__(self) -> "_Counted":
+        return self
+
+    async def __anext__(self) -> tuple[Event, ...]:
+        batch = await anext(self._answer.events)
+        for event in batch:
+            self._count(event)
+        return batch
+
+    def _count(self, event: Event) -> None:
+        match event:
+            case End():
+                self.usage = event.usage
+            case Chunk():
+                written = self.usage.completion_tokens + len(event.token_ids)
+                self.usage = msgspec.structs.replace(self.usage, completion_tokens=written)
+            case Progress():
+                if event.phase is Phase.PREFILL:
+                    self.usage = msgspec.structs.replace(self.usage, prompt_tokens=event.total)
