@@ -8,7 +8,6 @@ import base64
 import hashlib
 import hmac
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Annotated
@@ -96,8 +95,11 @@ class KeyRing:
         """The oldest first."""
         return iter(tuple(self._keys.values()))
 
-    def new(self, wanted: Wanted) -> tuple[Key, str]:
-        """A new key, and the text that its holder shows, which nobody can tell again. Raises ConfigurationError."""
+    def new(self, wanted: Wanted, *, now: float) -> tuple[Key, str]:
+        """A new key, and the text that its holder shows, which nobody can tell again. `now` is in Unix seconds.
+
+        Raises ConfigurationError when there are too many, or the disk does not take it.
+        """
         if len(self) >= MAX_KEYS:
             raise ConfigurationError(f"This node has {MAX_KEYS} keys, which is the most.", hint="Revoke those that nobody uses.")
         id = _word(_ID_BYTES)
@@ -110,7 +112,7 @@ class KeyRing:
             scope=wanted.scope,
             requests_per_minute=wanted.requests_per_minute,
             tokens_per_minute=wanted.tokens_per_minute,
-            created=int(time.time()),
+            created=int(now),
         )
         self._replace({**self._keys, id: key})
         return key, text

@@ -179,7 +179,7 @@ class Node:
             self._dispatcher.route(request)
         except ModelNotFound:
             if await self._models.look_again():
-                self.mesh.set_load(self._load())  # a file just found is then "not ready" and not "does not exist"
+                self.mesh.set_load(self.load())  # a file just found is then "not ready" and not "does not exist"
         except ModelUnavailable:
             pass  # told when it is tried
         async with self._dispatcher.submit(request) as answer:
@@ -267,7 +267,7 @@ class Node:
         sketched_at = -math.inf
         while True:
             self._changed = trio.Event()
-            self.mesh.set_load(self._load())
+            self.mesh.set_load(self.load())
             if trio.current_time() >= sketched_at + SKETCH_EVERY_S:
                 sketched_at = trio.current_time()
                 self.mesh.set_sketches(self._models.sketches(self._salt))
@@ -297,7 +297,8 @@ class Node:
         # Our own load in the gossip is a moment old: the worker that it calls ready may have ended since.
         raise ModelUnavailable(f"{candidate.model} has just stopped being served on this node.", retry_after=RETRY_AFTER_S)
 
-    def _load(self) -> tuple[ModelState, ...]:
+    def load(self) -> tuple[ModelState, ...]:
+        """Of what this node serves itself."""
         return (*self._models.load(), *(state for bridge in self._bridges for state in bridge.load()))
 
     def _advertise(self, wanted: Mapping[str, bytes], told: dict[str, bytes]) -> None:

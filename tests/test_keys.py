@@ -18,7 +18,7 @@ def open_dir(tmp_path: Path) -> DataDir:
 
 
 def test_a_key_is_found_by_its_text_also_after_a_restart_until_it_is_revoked(tmp_path: Path) -> None:
-    key, text = KeyRing.open(open_dir(tmp_path)).new(Wanted(scope=Scope.ADMIN, tokens_per_minute=9))
+    key, text = KeyRing.open(open_dir(tmp_path)).new(Wanted(scope=Scope.ADMIN, tokens_per_minute=9), now=0)
     again = KeyRing.open(open_dir(tmp_path))
 
     assert text.startswith(f"mk_{key.id}_")
@@ -30,7 +30,7 @@ def test_a_key_is_found_by_its_text_also_after_a_restart_until_it_is_revoked(tmp
 
 
 def test_the_disk_holds_no_secret_and_is_private(tmp_path: Path) -> None:
-    _, text = KeyRing.open(open_dir(tmp_path)).new(Wanted())
+    _, text = KeyRing.open(open_dir(tmp_path)).new(Wanted(), now=0)
     file = tmp_path / "data" / "keys.json"
 
     assert text.split("_")[2] not in file.read_text()
@@ -49,7 +49,7 @@ def test_a_damaged_file_is_named_and_admits_nobody(tmp_path: Path, content: byte
 
 
 RING = KeyRing()
-KEY, TEXT = RING.new(Wanted())
+KEY, TEXT = RING.new(Wanted(), now=0)
 
 
 @given(st.integers(0, len(TEXT) - 1), st.characters())
@@ -70,7 +70,7 @@ def test_what_cannot_be_written_is_not_so() -> None:
 
     ring = KeyRing(keep=full)
     with pytest.raises(ConfigurationError):
-        ring.new(Wanted())
+        ring.new(Wanted(), now=0)
 
     assert not list(ring)
 
@@ -78,14 +78,14 @@ def test_what_cannot_be_written_is_not_so() -> None:
 def test_there_are_only_so_many_keys() -> None:
     ring = KeyRing()
     for _ in range(MAX_KEYS):
-        ring.new(Wanted())
+        ring.new(Wanted(), now=0)
 
     with pytest.raises(ConfigurationError, match="Revoke"):
-        ring.new(Wanted())
+        ring.new(Wanted(), now=0)
 
 
 def test_the_file_is_what_an_operator_can_read(tmp_path: Path) -> None:
-    key, _ = KeyRing.open(open_dir(tmp_path)).new(Wanted(requests_per_minute=5))
+    key, _ = KeyRing.open(open_dir(tmp_path)).new(Wanted(requests_per_minute=5), now=0)
     [shown] = json.loads((tmp_path / "data" / "keys.json").read_bytes())
 
     assert (shown["id"], shown["scope"], shown["requests_per_minute"]) == (key.id, "use", 5)

@@ -113,7 +113,7 @@ def test_an_api_that_others_reach_takes_a_key_or_a_word(tmp_path: Path, caplog: 
         node_module._check_open_api(load({"data_dir": str(tmp_path), **flags}, {}), keys)
 
     some = KeyRing()
-    some.new(Wanted())
+    some.new(Wanted(), now=0)
     check(KeyRing(), api="127.0.0.1:1")
     with pytest.raises(ConfigurationError, match="--insecure-api") as caught:
         check(KeyRing(), api="0.0.0.0:1")

@@ -80,6 +80,11 @@ def check_admin(request: Request, caller: Caller) -> None:
             "This path needs the admin secret or an admin's key, as `Authorization: Bearer ...`.",
             hint="The secret is in the run file of the node's data directory; the command line reads it by itself.",
         )
+    check_here(request)
+
+
+def check_here(request: Request) -> None:
+    """Refuse who is not on this machine."""
     if not _is_here(request):
         raise Forbidden("This path may be used on the node's own machine only.", hint="The API has no TLS: log in there, by ssh.")
 

@@ -9,9 +9,12 @@ import msgspec
 
 from meshnode import inference
 from meshnode.api.http import Headers, Request, Response
+from meshnode.api.metrics import Metrics
 from meshnode.backend import Events
+from meshnode.gossip.member import Member
 from meshnode.keys import KeyRing
 from meshnode.routing.table import Listing
+from meshnode.wire.messages import ModelState
 
 
 class Answer(Protocol):
@@ -51,6 +54,12 @@ class Node(Protocol):
 
     def models(self) -> tuple[Listing, ...]: ...
 
+    def members(self) -> tuple[Member, ...]: ...
+
+    def load(self) -> tuple[ModelState, ...]:
+        """Of this node's own models."""
+        ...
+
     def report(self) -> msgspec.Struct:
         """The status, to be shown as JSON."""
         ...
@@ -79,6 +88,7 @@ class Exchange:
     """Unix time of the node's start."""
     keys: KeyRing
     """For the admin endpoints."""
+    metrics: Metrics
     rest: str = ""
     """What the route's `{id}` stands for."""
 

@@ -1,5 +1,7 @@
 """The endpoints about API keys, for admins. A key's text is in the answer that makes it, and nowhere else."""
 
+import time
+
 import msgspec
 
 from meshnode.api.exchange import Exchange, json_response, plain
@@ -21,7 +23,7 @@ def new(exchange: Exchange) -> Response:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         hint = "It may hold scope (use or admin), requests_per_minute and tokens_per_minute."
         raise InvalidRequest(f"The body is wrong: {printable(str(error))}.", hint=hint) from error
-    key, text = exchange.keys.new(wanted)
+    key, text = exchange.keys.new(wanted, now=time.time())
     return json_response(msgspec.json.encode({**shown(key), "key": text}), headers=(("cache-control", "no-store"),))
 
 

@@ -62,7 +62,7 @@ def _new(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     from meshnode.keys import KeyRing, Scope, Wanted, shown
 
     with _locked(path) as data_dir:
-        key, text = KeyRing.open(data_dir).new(Wanted(**{**wanted, "scope": Scope(wanted["scope"])}))
+        key, text = KeyRing.open(data_dir).new(Wanted(**{**wanted, "scope": Scope(wanted["scope"])}), now=time.time())
     return {**shown(key), "key": text}
 
 

@@ -16,9 +16,11 @@ from meshnode.api.limits import Limits
 from meshnode.api.server import serve
 from meshnode.backend import Backend
 from meshnode.dispatch import Dispatcher
+from meshnode.gossip.member import Member
 from meshnode.inference import Request
 from meshnode.routing.table import Listing, listings
 from meshnode.testing import FakeWorker, fake_member
+from meshnode.wire.messages import ModelState
 
 SECRET = "open-sesame"
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"Say something."}]}'
@@ -39,11 +41,11 @@ class FakeNode:
     name = "entry"
 
     def __init__(self, workers: Mapping[str, Backend], *, why_not: str = "", model: str = "m") -> None:
-        self.members = (fake_member(self.name), *(fake_member(name, model) for name in workers))
+        self._members = (fake_member(self.name), *(fake_member(name, model) for name in workers))
         self.why_not = why_not
         self._dispatcher = Dispatcher(
-            me=self.members[0].id,
-            members=lambda: self.members,
+            me=self._members[0].id,
+            members=self.members,
             backend_of=lambda candidate: workers[candidate.node_name],
             on_change=lambda: None,
             rng=random.Random(1),
@@ -53,7 +55,13 @@ class FakeNode:
         return self._dispatcher.submit(request)
 
     def models(self) -> tuple[Listing, ...]:
-        return listings(self.members)
+        return listings(self._members)
+
+    def members(self) -> tuple[Member, ...]:
+        return self._members
+
+    def load(self) -> tuple[ModelState, ...]:
+        return self._members[-1].load
 
     def report(self) -> Report:
         return Report()

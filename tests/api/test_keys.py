@@ -28,7 +28,7 @@ class World:
         self.app = App(node, admin_secret=SECRET, hosts=frozenset(), keys=self.keys, keyless=keyless)
 
     def key(self, wanted: Wanted | None = None) -> str:
-        return self.keys.new(wanted or Wanted())[1]
+        return self.keys.new(wanted or Wanted(), now=0)[1]
 
     async def ask(self, sent: bytes, peer: str = ELSEWHERE) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of the answer to a client at `peer`, asked as `MINE`."""

@@ -13,7 +13,7 @@ from meshnode.keys import MAX_KEYS, KeyRing, Wanted
 def test_never_more_than_twice_a_minutes_worth_passes_in_a_minute_and_the_wait_is_true(limit: int, gaps: list[float]) -> None:
     """A full bucket and what flows in meanwhile. Who waits as told is admitted, and a moment sooner is not."""
     ring = KeyRing()
-    key, _ = ring.new(Wanted(requests_per_minute=limit))
+    key, _ = ring.new(Wanted(requests_per_minute=limit), now=0)
     quota, now, admitted = Quota(ring), 0.0, list[float]()
     for gap in [*gaps, *[0.0] * 250]:
         now += gap
@@ -33,7 +33,7 @@ def test_never_more_than_twice_a_minutes_worth_passes_in_a_minute_and_the_wait_i
 
 def test_tokens_are_paid_off_before_the_next_request() -> None:
     ring = KeyRing()
-    key, _ = ring.new(Wanted(tokens_per_minute=60))
+    key, _ = ring.new(Wanted(tokens_per_minute=60), now=0)
     quota = Quota(ring)
     quota.admit(key, now=0.0)
     quota.charge(key, 60 + 240, now=0.0)
@@ -46,7 +46,7 @@ def test_tokens_are_paid_off_before_the_next_request() -> None:
 
 def test_one_keys_limit_is_not_anothers() -> None:
     ring = KeyRing()
-    one, other = (ring.new(Wanted(requests_per_minute=1))[0] for _ in range(2))
+    one, other = (ring.new(Wanted(requests_per_minute=1), now=0)[0] for _ in range(2))
     quota = Quota(ring)
     quota.admit(one, now=0.0)
 
@@ -59,7 +59,7 @@ def test_keys_that_come_and_go_leave_nothing_behind() -> None:
     ring = KeyRing()
     quota = Quota(ring)
     for _ in range(2 * MAX_KEYS + 10):
-        key, _ = ring.new(Wanted(requests_per_minute=1))
+        key, _ = ring.new(Wanted(requests_per_minute=1), now=0)
         quota.admit(key, now=0.0)
         ring.revoke(key.id)
 
