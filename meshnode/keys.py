@@ -15,13 +15,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from meshnode.datadir import DataDir
 from meshnode.errors import ConfigurationError
 
 PREFIX = "mk_"
 MAX_KEYS = 1000
 """Of one node: the file is read and written as a whole. A guess."""
-_FILE = "keys.json"
 _ID_BYTES, _SECRET_BYTES = 5, 32
 
 PerMinute = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -76,17 +74,6 @@ class KeyRing:
     def __init__(self, keys: tuple[Key, ...] = (), *, keep: Callable[[bytes], None] = lambda _: None) -> None:
         self._keys = {key.id: key for key in keys}
         self._keep = keep
-
-    @classmethod
-    def open(cls, data_dir: DataDir) -> "KeyRing":
-        """Those of the data directory. Raises ConfigurationError when the file is damaged, or others could read it."""
-        content = data_dir.read(_FILE)
-        try:
-            keys = msgspec.json.decode(content or b"[]", type=tuple[Key, ...])
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            hint = "Move it away, and make new keys: meshnode key new"
-            raise ConfigurationError(f"{data_dir.path / _FILE} is damaged.", hint=hint) from error
-        return cls(keys, keep=lambda content: data_dir.write(_FILE, content))
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -346,7 +346,7 @@ def _models(start: Start) -> Models:
 async def run(start: Start) -> None:
     """Run one node until SIGINT or SIGTERM. Raises ConfigurationError when it cannot start."""
     settings = start.settings
-    keys = KeyRing.open(start.data_dir)
+    keys = credentials.api_keys(start.data_dir)
     _check_open_api(settings, keys)
     api_listeners = await _open_api(settings.api)
     ollama_listeners = await _open_as_ollama(settings.api) if settings.as_ollama else []

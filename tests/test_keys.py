@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshnode import credentials
 from meshnode.datadir import DataDir
 from meshnode.errors import ConfigurationError
 from meshnode.keys import MAX_KEYS, KeyRing, Scope, Wanted
@@ -18,26 +19,26 @@ def open_dir(tmp_path: Path) -> DataDir:
 
 
 def test_a_key_is_found_by_its_text_also_after_a_restart_until_it_is_revoked(tmp_path: Path) -> None:
-    key, text = KeyRing.open(open_dir(tmp_path)).new(Wanted(scope=Scope.ADMIN, tokens_per_minute=9), now=0)
-    again = KeyRing.open(open_dir(tmp_path))
+    key, text = credentials.api_keys(open_dir(tmp_path)).new(Wanted(scope=Scope.ADMIN, tokens_per_minute=9), now=0)
+    again = credentials.api_keys(open_dir(tmp_path))
 
     assert text.startswith(f"mk_{key.id}_")
     assert again.find(text) == key
     assert again.revoke(key.id) == key
     assert again.find(text) is None
     assert again.revoke(key.id) is None
-    assert not KeyRing.open(open_dir(tmp_path))
+    assert not credentials.api_keys(open_dir(tmp_path))
 
 
 def test_the_disk_holds_no_secret_and_is_private(tmp_path: Path) -> None:
-    _, text = KeyRing.open(open_dir(tmp_path)).new(Wanted(), now=0)
+    _, text = credentials.api_keys(open_dir(tmp_path)).new(Wanted(), now=0)
     file = tmp_path / "data" / "keys.json"
 
     assert text.split("_")[2] not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.chmod(0o644)
     with pytest.raises(ConfigurationError, match="chmod 600"):
-        KeyRing.open(open_dir(tmp_path))
+        credentials.api_keys(open_dir(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b'[{"id":"../../etc","sha256":"0"}]', b'[{"id":"aaaaaaaa","sha256":"0"}]'])
@@ -45,7 +46,7 @@ def test_a_damaged_file_is_named_and_admits_nobody(tmp_path: Path, content: byte
     open_dir(tmp_path).write("keys.json", content)
 
     with pytest.raises(ConfigurationError, match=r"keys.json is damaged"):
-        KeyRing.open(open_dir(tmp_path))
+        credentials.api_keys(open_dir(tmp_path))
 
 
 RING = KeyRing()
@@ -85,7 +86,7 @@ def test_there_are_only_so_many_keys() -> None:
 
 
 def test_the_file_is_what_an_operator_can_read(tmp_path: Path) -> None:
-    key, _ = KeyRing.open(open_dir(tmp_path)).new(Wanted(requests_per_minute=5), now=0)
+    key, _ = credentials.api_keys(open_dir(tmp_path)).new(Wanted(requests_per_minute=5), now=0)
     [shown] = json.loads((tmp_path / "data" / "keys.json").read_bytes())
 
     assert (shown["id"], shown["scope"], shown["requests_per_minute"]) == (key.id, "use", 5)

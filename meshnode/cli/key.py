@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from meshnode import config
+from meshnode import config, credentials
 from meshnode.cli import api
 from meshnode.cli.arguments import PLACE, add_options
 from meshnode.datadir import DataDir
@@ -59,20 +59,20 @@ def _wanted(arguments: argparse.Namespace) -> dict[str, Any]:
 def _new(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     if api.running(path) is not None:
         return _object(api.post(_PATH, path, wanted))
-    from meshnode.keys import KeyRing, Scope, Wanted, shown
+    from meshnode.keys import Scope, Wanted, shown
 
     with _locked(path) as data_dir:
-        key, text = KeyRing.open(data_dir).new(Wanted(**{**wanted, "scope": Scope(wanted["scope"])}), now=time.time())
+        key, text = credentials.api_keys(data_dir).new(Wanted(**{**wanted, "scope": Scope(wanted["scope"])}), now=time.time())
     return {**shown(key), "key": text}
 
 
 def _revoke(path: Path, id: str) -> dict[str, Any]:
     if api.running(path) is not None:
         return _object(api.delete(f"{_PATH}/{id}", path))
-    from meshnode.keys import KeyRing, shown
+    from meshnode.keys import shown
 
     with _locked(path) as data_dir:
-        key = KeyRing.open(data_dir).revoke(id)
+        key = credentials.api_keys(data_dir).revoke(id)
     if key is None:
         raise ConfigurationError(f"There is no key {id}.", hint="See: meshnode key list")
     return shown(key)
@@ -80,9 +80,9 @@ def _revoke(path: Path, id: str) -> dict[str, Any]:
 
 def _listed(path: Path) -> list[dict[str, Any]]:
     """From the file, which the running node writes before it answers."""
-    from meshnode.keys import KeyRing, shown
+    from meshnode.keys import shown
 
-    return [shown(key) for key in KeyRing.open(DataDir.open(path))]
+    return [shown(key) for key in credentials.api_keys(DataDir.open(path))]
 
 
 @contextmanager

@@ -5,10 +5,10 @@ import pytest
 from api.serving import SECRET, FakeNode, served
 from trio import to_thread
 
+from meshnode import credentials
 from meshnode.api.app import App
 from meshnode.cli.main import main
 from meshnode.datadir import DataDir
-from meshnode.keys import KeyRing
 from meshnode.testing import FakeWorker
 
 
@@ -23,7 +23,7 @@ def test_without_a_node_the_command_works_on_the_data_directory(path: Path, caps
     assert main(["key", "list", *place]) == 0
     assert main(["key", "new", "--admin", "--tokens-per-minute", "5000", *place]) == 0
     empty, text = capsys.readouterr().out.splitlines()
-    key = KeyRing.open(DataDir.open(path)).find(text)
+    key = credentials.api_keys(DataDir.open(path)).find(text)
     assert empty == "There is no key."
     assert key is not None
     assert main(["key", "list", *place]) == 0
@@ -45,7 +45,7 @@ def test_wrong_usage_is_told_and_makes_no_key(path: Path, capsys: pytest.Capture
 async def test_with_a_node_the_node_does_it_and_knows_at_once(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data_dir = DataDir.open(path)
     data_dir.lock()
-    keys = KeyRing.open(data_dir)
+    keys = credentials.api_keys(data_dir)
     app = App(FakeNode({"holder": FakeWorker()}), admin_secret=SECRET, hosts=frozenset(), keys=keys)
     async with served(app) as serving:
         data_dir.write_run({"pid": 1, "api": f"127.0.0.1:{serving.port}", "secret": SECRET})
