@@ -25,11 +25,12 @@ from meshnode.address import MESH_PORT, OLLAMA_PORT, Address, parse
 from meshnode.api.app import App
 from meshnode.api.limits import Limits
 from meshnode.api.server import serve
+from meshnode.api.trace import trace_id
 from meshnode.backend import Backend, Events
 from meshnode.bridges import registry
 from meshnode.config import Settings
 from meshnode.dispatch import Answer, Dispatcher
-from meshnode.errors import ConfigurationError, InvalidRequest, ModelNotFound, ModelUnavailable
+from meshnode.errors import ConfigurationError, InvalidRequest, MeshnodeError, ModelNotFound, ModelUnavailable
 from meshnode.gossip.effects import Notify
 from meshnode.gossip.member import Member, Model
 from meshnode.gossip.view import MEMORY
@@ -191,12 +192,18 @@ class Node:
         if self._draining:
             raise ModelUnavailable(f"{self.name} is stopping.", retry_after=RETRY_AFTER_S)
         self._serving += 1
+        began, outcome = trio.current_time(), "cut"
         try:
             async with self._dispatcher.serve(request, peer) as events:
                 yield events
+            outcome = "served"
+        except MeshnodeError as error:
+            outcome = error.code
+            raise
         finally:
             self._serving -= 1
             self._served.set()
+            _log_served(request, peer, outcome, trio.current_time() - began)
 
     async def drain(self, stopping: trio.Event) -> None:
         """Once `stopping` is set, take nothing more from peers and wait, for a while, until what they asked is answered."""
@@ -421,6 +428,13 @@ async def _open_as_ollama(api: Address) -> list[trio.SocketListener]:
 
 def _log_change(change: Notify) -> None:
     log.log(logging.DEBUG if change.what == "changed" else logging.INFO, "%s: %s", change.what, change.text)
+
+
+def _log_served(request: Request, peer: NodeId, outcome: str, took_s: float) -> None:
+    """As the entry node's own line has it, whose `id` and `trace` these are: so one search finds a request on all nodes."""
+    trace = f" trace={trace_id(request.trace)}" if request.trace else ""
+    line = "%s for %s: %s %.0f ms id=%s caller=%s%s"
+    log.info(line, request.model, short(peer), outcome, took_s * 1000, request.id, request.caller, trace)
 
 
 async def _set_at_signal(stopping: trio.Event) -> None:
