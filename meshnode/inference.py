@@ -18,6 +18,12 @@ MAX_TOP_LOGPROBS = 20
 """OpenAI's bound."""
 MAX_TOKEN_TEXT = 256
 """Bytes of a token's text beside its log-probability; longer ones, runs of blanks mostly, are cut. So twenty fit into a frame."""
+MAX_TOOL_CALLS = 128
+"""In one choice of an answer; OpenAI's bound of tools in a request. What a model writes beyond stays text."""
+MAX_TOOL_NAME = 128
+"""MCP's bound, twice OpenAI's."""
+MAX_ARGUMENTS_PIECE = 16 * 1024
+"""Characters of a call's arguments in one event; there may be any number of them."""
 LOWEST_LOGPROB = -9999.0
 """OpenAI's number for what is next to impossible: JSON has no infinity."""
 
@@ -116,6 +122,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tools: str | None = None
     """JSON text of OpenAI's `tools`."""
     tool_choice: str | None = None
+    """JSON text of OpenAI's `tool_choice`."""
+    parallel_tool_calls: bool = True
+    """Whether an answer may call several tools; else it ends with the first call."""
     response_format: ResponseFormat = ResponseFormat()
     logprobs: Logprobs | None = None
     priority: Priority = Priority.DEFAULT
@@ -176,11 +185,22 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: Annotated[tuple[Alternative, ...], Meta(max_length=MAX_TOP_LOGPROBS)] = ()
 
 
+class ToolCall(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of the call of a tool. The first piece of an `index` has `id` and `name`; later ones only add to `arguments`."""
+
+    index: Annotated[int, Meta(ge=0, le=MAX_TOOL_CALLS - 1)]
+    id: Annotated[str, Meta(max_length=128)]
+    name: Annotated[str, Meta(max_length=MAX_TOOL_NAME)]
+    arguments: Annotated[str, Meta(max_length=MAX_ARGUMENTS_PIECE)]
+    """JSON text, or a part of it."""
+
+
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chunk"):
     """A piece of choice `choice`. `text` may be empty while a character or a possible stop string is held back.
 
     `token_ids` are the tokens drawn since the last chunk, held-back text included. `finish` is set on the choice's last chunk.
-    `logprobs`, where asked for, are those of `token_ids`, without the token that ends the answer.
+    `logprobs`, where asked for, are those of `token_ids`, without the token that ends the answer. What the model thinks before it
+    answers is `reasoning` and no part of the text, and neither are its calls of tools.
     """
 
     choice: int
@@ -188,6 +208,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chu
     token_ids: tuple[int, ...] = ()
     finish: Finish | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end"):

@@ -18,13 +18,13 @@ from meshnode.wire.messages import ModelState
 class FakeWorker:
     """A Backend that says `words`, one a step, `delay` seconds apart, after `delay` seconds of prefill; then raises or ends.
 
-    After `fail_after` words it raises `failure()` (0: before the first). `requests`, `steps`, `finished` and `cancelled` tell
-    what happened to it.
+    A word may be a Chunk, for what is no text: reasoning, calls of tools. After `fail_after` words it raises `failure()` (0:
+    before the first). `requests`, `steps`, `finished` and `cancelled` tell what happened to it.
     """
 
     def __init__(
         self,
-        words: Sequence[str] = ("Hello", " from", " a", " fake", " worker", "."),
+        words: Sequence[str | Chunk] = ("Hello", " from", " a", " fake", " worker", "."),
         *,
         delay: float = 0.0,
         fail_after: int | None = None,
@@ -90,19 +90,26 @@ class _FakeEvents:
         self._said += 1
         self._worker.steps += 1
         logprobs = self._logprobs(index)
+        word = words[index]
+        said = word if isinstance(word, Chunk) else Chunk(choice=0, text=word)
+        said = msgspec.structs.replace(said, token_ids=(index,), logprobs=logprobs)
         if self._said < len(words):
-            return (Chunk(choice=0, text=words[index], token_ids=(index,), logprobs=logprobs),)
+            return (said,)
         self.ended = True
-        finish = Finish.STOP if len(words) == len(self._worker.words) else Finish.LENGTH
         usage = Usage(prompt_tokens=self._prompt, completion_tokens=len(words))
-        return (Chunk(choice=0, text=words[index], token_ids=(index,), finish=finish, logprobs=logprobs), End(usage=usage))
+        return (msgspec.structs.replace(said, finish=self._finish(words)), End(usage=usage))
+
+    def _finish(self, words: Sequence[str | Chunk]) -> Finish:
+        if len(words) < len(self._worker.words):
+            return Finish.LENGTH
+        return Finish.TOOL_CALLS if any(isinstance(word, Chunk) and word.tool_calls for word in words) else Finish.STOP
 
     def _logprobs(self, index: int) -> tuple[TokenLogprob, ...]:
         """Each word as likely as half of what is left, had the words been drawn at this place; where asked for."""
         if self._top is None:
             return ()
         word, *others = (
-            Alternative(token=place, text=text.encode(), logprob=-log(2) * (1 + rank))
+            Alternative(token=place, text=(text.text if isinstance(text, Chunk) else text).encode(), logprob=-log(2) * (1 + rank))
             for rank, (place, text) in enumerate(sorted(enumerate(self._worker.words), key=lambda each: each[0] != index))
         )
         return (TokenLogprob(token=word.token, text=word.text, logprob=word.logprob, top=(word, *others)[: self._top]),)

@@ -5,14 +5,14 @@ encoded once per stream and a token costs the encoding of one string.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 import meshnode
 from meshnode.api import logprobs
 from meshnode.errors import InternalError
-from meshnode.inference import Chunk, End, Event, Finish, Phase, Progress, Usage
+from meshnode.inference import Chunk, End, Event, Finish, Phase, Progress, ToolCall, Usage
 
 DONE = b"data: [DONE]\n\n"
 FINGERPRINT = f"meshnode-{meshnode.__version__}"
@@ -38,6 +38,8 @@ class Collected:
     def __init__(self) -> None:
         self._size = 0
         self._texts: dict[int, list[str]] = {}
+        self._reasoning: dict[int, list[str]] = {}
+        self._calls: dict[int, dict[int, list[ToolCall]]] = {}
         self._logprobs: dict[int, list[bytes]] = {}
         self._finishes: dict[int, Finish] = {}
         self._usage: Usage | None = None
@@ -47,12 +49,16 @@ class Collected:
         for event in batch:
             if isinstance(event, Chunk):
                 entries = list(map(logprobs.entry, event.logprobs))
-                self._size += len(event.text) + _CHUNK_COST + sum(map(len, entries))
+                self._size += len(event.text) + len(event.reasoning) + _CHUNK_COST + sum(map(len, entries))
+                self._size += sum(len(piece.arguments) + _CHUNK_COST for piece in event.tool_calls)
                 if self._size > MAX_ANSWER:
                     raise InternalError(
                         f"The answer is longer than {MAX_ANSWER} characters.", hint="Set max_tokens, or stream it."
                     )
                 self._texts.setdefault(event.choice, []).append(event.text)
+                self._reasoning.setdefault(event.choice, []).append(event.reasoning)
+                for piece in event.tool_calls:
+                    self._calls.setdefault(event.choice, {}).setdefault(piece.index, []).append(piece)
                 self._logprobs.setdefault(event.choice, []).extend(entries)
                 if event.finish is not None:
                     self._finishes[event.choice] = event.finish
@@ -79,10 +85,34 @@ class Collected:
         entries = self._logprobs[index]
         return {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(self._texts[index]), "refusal": None},
+            "message": self._message(index),
             "logprobs": msgspec.Raw(logprobs.shown(entries)) if entries else None,
             "finish_reason": self._finishes.get(index, Finish.STOP),
         }
+
+    def _message(self, index: int) -> dict[str, object]:
+        """`reasoning_content` is llama.cpp's and vLLM's field; it and `tool_calls` are left out where there are none."""
+        text, reasoning, calls = "".join(self._texts[index]), "".join(self._reasoning[index]), self._calls.get(index)
+        message: dict[str, object] = {"role": "assistant", "content": None if calls and not text else text, "refusal": None}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = [_call(calls[number]) for number in sorted(calls)]
+        return message
+
+
+def _call(pieces: Sequence[ToolCall]) -> dict[str, object]:
+    name, arguments = "".join(piece.name for piece in pieces), "".join(piece.arguments for piece in pieces)
+    identity = "".join(piece.id for piece in pieces)
+    return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _call_delta(piece: ToolCall) -> dict[str, object]:
+    """The first piece of a call says what it is."""
+    if not piece.id:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    function = {"name": piece.name, "arguments": piece.arguments}
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": function}
 
 
 class ChunkStream:
@@ -114,10 +144,15 @@ class ChunkStream:
                 if event.choice not in self._begun:
                     self._begun.add(event.choice)
                     yield self._delta(event.choice, b'{"role":"assistant","content":"","refusal":null}')
+                if event.reasoning:
+                    yield self._delta(event.choice, b'{"reasoning_content":%b}' % msgspec.json.encode(event.reasoning))
                 if event.text or event.logprobs:
                     delta = b'{"content":%b}' % msgspec.json.encode(event.text)
                     likely = logprobs.shown(map(logprobs.entry, event.logprobs)) if event.logprobs else b"null"
                     yield self._delta(event.choice, delta, likely=likely)
+                if event.tool_calls:
+                    calls = [_call_delta(piece) for piece in event.tool_calls]
+                    yield self._delta(event.choice, b'{"tool_calls":%b}' % msgspec.json.encode(calls))
                 if event.finish is not None:
                     yield self._delta(event.choice, b"{}", finish=b'"%b"' % event.finish.encode())
             case End() if self._include_usage:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from meshnode import inference
+from meshnode import inference, tools
 from meshnode.api.bounds import Bounds, check_bounds
 from meshnode.api.sampling import Fields, sampling
 from meshnode.errors import InvalidRequest, MeshnodeError, Unsupported
@@ -58,6 +58,7 @@ class _Body(Fields, frozen=True, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     tools: msgspec.Raw = _ABSENT
     tool_choice: msgspec.Raw = _ABSENT
+    parallel_tool_calls: bool | None = None
     response_format: _Format | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -74,14 +75,16 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 def chat_request(body: bytes, *, request_id: str) -> ChatRequest:
     """Raises InvalidRequest or Unsupported, whose `param` names the field."""
     asked = _decode(body)
+    offered, choice = _tools(asked)
     request = inference.Request(
         id=request_id,
         model=asked.model,
         messages=tuple(_message(each, f"messages[{index}]") for index, each in enumerate(asked.messages)),
         sampling=sampling(asked),
         n=asked.n or 1,
-        tools=_json_text(asked.tools, list[_Object] | None, "tools"),
-        tool_choice=_json_text(asked.tool_choice, str | _Object | None, "tool_choice"),
+        tools=offered,
+        tool_choice=choice,
+        parallel_tool_calls=asked.parallel_tool_calls is not False,
         response_format=_response_format(asked.response_format),
         logprobs=_logprobs(asked),
     )
@@ -122,7 +125,11 @@ def _named(reason: str) -> InvalidRequest:
 
 
 def _message(message: _Message, place: str) -> inference.Message:
-    calls = _json_text(message.tool_calls, list[_Object] | None, f"{place}.tool_calls")
+    calls = _calls(message.tool_calls, f"{place}.tool_calls")
+    if calls and message.role != "assistant":
+        raise InvalidRequest(f"`{place}.tool_calls` is for an assistant's messages.", param=f"{place}.tool_calls")
+    if message.role == "tool" and not message.tool_call_id:
+        raise InvalidRequest(f"`{place}.tool_call_id` is missing.", param=f"{place}.tool_call_id")
     if message.content is None and not (message.role == "assistant" and calls):
         raise InvalidRequest(
             f"`{place}.content` is missing.", hint="Only an assistant's tool calls go without.", param=f"{place}.content"
@@ -152,20 +159,44 @@ def _content(content: str | list[_Part] | None, place: str) -> str:
     return "\n".join(texts)
 
 
-def _json_text(raw: msgspec.Raw, kind: object, place: str) -> str | None:
-    """JSON text as it came, for the worker to read; None when it says nothing.
+def _calls(raw: msgspec.Raw, place: str) -> str | None:
+    text = _text(raw, place)
+    made = tools.calls(text, place) if text is not None else ()
+    return tools.calls_text(made) if made else None
 
-    The decoder passes over raw JSON without a look at its strings, so it is decoded here once, to be sure that the worker can.
-    """
-    if not bytes(raw):
-        return None
+
+def _tools(asked: _Body) -> tuple[str | None, str | None]:
+    """The texts of `tools` and `tool_choice`, once they are known to be right."""
+    offered, choice = _text(asked.tools, "tools"), _text(asked.tool_choice, "tool_choice")
+    names = tools.names(offered) if offered is not None else ()
+    tools.requested(names, choice)
+    return offered if names else None, choice
+
+
+def _text(raw: msgspec.Raw, place: str) -> str | None:
+    """JSON text as it came, for the worker to read; None when it says nothing."""
     if len(bytes(raw)) > _MAX_JSON_TEXT:
         raise InvalidRequest(f"`{place}` is larger than {_MAX_JSON_TEXT} bytes.", param=place)
     try:
-        value = msgspec.json.decode(raw, type=kind)
+        text = bytes(raw).decode().strip()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"`{place}` is not UTF-8.", param=place) from None
+    return None if text in ("", "null") else text
+
+
+def _json_text(raw: msgspec.Raw, kind: object, place: str) -> str | None:
+    """As `_text`, of this kind.
+
+    The decoder passes over raw JSON without a look at its strings, so it is decoded here once, to be sure that the worker can.
+    """
+    text = _text(raw, place)
+    if text is None:
+        return None
+    try:
+        value = msgspec.json.decode(text, type=kind)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"`{place}` is wrong: {printable(str(error))}.", param=place) from None
-    return bytes(raw).decode().strip() if value else None
+    return text if value else None
 
 
 def _response_format(asked: _Format | None) -> inference.ResponseFormat:

@@ -124,7 +124,16 @@ class Asked:
         except ValueError as error:
             raise PeerError("StreamChunk.finish: no reason that is known") from error
         ids = unpack_ids(frame.token_ids)
-        self._ready.append(Chunk(choice=frame.choice, text=frame.text, token_ids=ids, finish=finish, logprobs=frame.logprobs))
+        chunk = Chunk(
+            choice=frame.choice,
+            text=frame.text,
+            token_ids=ids,
+            finish=finish,
+            logprobs=frame.logprobs,
+            reasoning=frame.reasoning,
+            tool_calls=frame.tool_calls,
+        )
+        self._ready.append(chunk)
         self._begun = True
         self._changed.set()
 

@@ -1,22 +1,22 @@
 """Credit: how much of one stream's data may be under way in one direction (pure).
 
 Each direction of a stream starts with 64 KiB. A data frame costs 16 bytes and its payload: for BODY the bytes of `data`, for
-CHUNK the UTF-8 bytes of `text`, the bytes of `token_ids`, and for each token in `logprobs` 16 bytes and its text. No other frame
-costs anything: there is one OPEN and one END or ERROR, and of PROGRESS only the last counts. The receiver gives back what its
-reader has taken, when that is half of the window or more; so a frame must not cost more than half of the window, or both ends
-could wait for each other.
+CHUNK the UTF-8 bytes of `text` and of `reasoning`, the bytes of `token_ids`, for each token in `logprobs` 16 bytes and its text,
+and for each of `tool_calls` 16 bytes and the UTF-8 bytes of its texts. No other frame costs anything: there is one OPEN and one
+END or ERROR, and of PROGRESS only the last counts. The receiver gives back what its reader has taken, when that is half of the
+window or more; so a frame must not cost more than half of the window, or both ends could wait for each other.
 
 A frame that costs more than the sender's credit must wait; a peer that sends it all the same, or that gives more credit than the
 window has, breaks the protocol: its link is closed with 4429.
 """
 
 from meshnode.errors import PeerError
-from meshnode.inference import TokenLogprob
+from meshnode.inference import TokenLogprob, ToolCall
 from meshnode.wire.messages import Body, StreamChunk
 
 WINDOW = 64 * 1024
 _FRAME = 16
-"""Also of a log-probability. So that empty frames cannot be sent without end."""
+"""Also of a log-probability and of a tool call. So that empty frames cannot be sent without end."""
 
 
 def cost(frame: Body | StreamChunk) -> int:
@@ -24,7 +24,12 @@ def cost(frame: Body | StreamChunk) -> int:
         case Body():
             return _FRAME + len(frame.data)
         case StreamChunk():
-            return _FRAME + len(frame.text.encode()) + len(frame.token_ids) + sum(map(_cost_of, frame.logprobs))
+            said = len(frame.text.encode()) + len(frame.reasoning.encode()) + sum(map(_cost_of_call, frame.tool_calls))
+            return _FRAME + said + len(frame.token_ids) + sum(map(_cost_of, frame.logprobs))
+
+
+def _cost_of_call(call: ToolCall) -> int:
+    return _FRAME + sum(len(text.encode()) for text in (call.id, call.name, call.arguments))
 
 
 def _cost_of(token: TokenLogprob) -> int:

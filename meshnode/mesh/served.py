@@ -1,15 +1,15 @@
 """A request that a peer asked us to run: our end of its stream, and the task that runs it."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 import trio
 
 from meshnode.backend import Events
 from meshnode.errors import DeadlineExceeded, InternalError, MeshnodeError, PeerError
-from meshnode.inference import Chunk, End, Event, Phase, Progress, Request
+from meshnode.inference import Chunk, End, Event, Phase, Progress, Request, ToolCall
 from meshnode.mesh import credit
 from meshnode.mesh.lanes import Lanes
 from meshnode.names import NodeId, short
@@ -25,25 +25,46 @@ QUIET_S = 5.0
 """Before the first chunk the peer hears from us at least so often, so that it can tell busy from dead."""
 READ_S = 20.0
 """A reader that takes nothing for so long loses its stream, and the slot behind it is free again."""
-_PIECE_CHARS = 4096
+_PIECE_CHARS = 2048
 _PIECE_IDS = 2048
-"""Of one CHUNK frame, with one token's log-probabilities: in all at most 30 KiB, below half of the credit window."""
+_PIECE_HIDDEN = 768
+"""Of one CHUNK frame: text, ids, and `_PIECE_HIDDEN` characters each of reasoning and of one tool call. With that call's id and
+name and one token's log-probabilities in all less than 30 KiB, below half of the credit window."""
 
 _log = logging.getLogger(__name__)
+
+Cuttable = TypeVar("Cuttable", str, tuple[int, ...])
 
 
 def _pieces(stream: int, chunk: Chunk) -> Iterator[StreamChunk]:
     """`chunk` as one frame, or as several when it is too large for one; `finish` is on the last."""
-    count = max(1, -(-len(chunk.text) // _PIECE_CHARS), -(-len(chunk.token_ids) // _PIECE_IDS), len(chunk.logprobs))
+    texts = _cut(chunk.text, _PIECE_CHARS)
+    ids = _cut(chunk.token_ids, _PIECE_IDS)
+    reasoning = _cut(chunk.reasoning, _PIECE_HIDDEN)
+    calls = [piece for call in chunk.tool_calls for piece in _pieces_of_call(call)]
+    count = max(1, *map(len, (texts, ids, reasoning, calls, chunk.logprobs)))
     for index in range(count):
         yield StreamChunk(
             stream,
             chunk.choice,
-            chunk.text[index * _PIECE_CHARS : (index + 1) * _PIECE_CHARS],
-            pack_ids(chunk.token_ids[index * _PIECE_IDS : (index + 1) * _PIECE_IDS]),
+            texts[index] if index < len(texts) else "",
+            pack_ids(ids[index] if index < len(ids) else ()),
             chunk.finish or "" if index == count - 1 else "",
             chunk.logprobs[index : index + 1],
+            reasoning[index] if index < len(reasoning) else "",
+            tuple(calls[index : index + 1]),
         )
+
+
+def _pieces_of_call(call: ToolCall) -> Iterator[ToolCall]:
+    """The first with id and name, also when there are no arguments."""
+    first, *others = _cut(call.arguments, _PIECE_HIDDEN) or ("",)
+    yield ToolCall(call.index, call.id, call.name, first)
+    yield from (ToolCall(call.index, "", "", piece) for piece in others)
+
+
+def _cut(whole: Cuttable, size: int) -> Sequence[Cuttable]:
+    return [whole[at : at + size] for at in range(0, len(whole), size)]
 
 
 class Served:

@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from meshnode.inference import End, Phase, TokenLogprob
+from meshnode.inference import MAX_TOOL_CALLS, End, Phase, TokenLogprob, ToolCall
 from meshnode.names import MeshId, ModelDigest, NodeId
 
 PROTOCOL_MIN = 1
@@ -266,7 +266,8 @@ class StreamProgress(msgspec.Struct, frozen=True, array_like=True, tag=18):
 class StreamChunk(msgspec.Struct, frozen=True, array_like=True, tag=19):
     """A piece of the answer; `token_ids` are little-endian 32-bit integers packed in bytes, `finish` is empty or the reason.
 
-    `logprobs` are those of `token_ids`, where asked for, without the token that ends the answer.
+    `logprobs` are those of `token_ids`, where asked for, without the token that ends the answer. `reasoning` and `tool_calls` are
+    no part of the text.
     """
 
     stream: Count
@@ -275,6 +276,8 @@ class StreamChunk(msgspec.Struct, frozen=True, array_like=True, tag=19):
     token_ids: Annotated[bytes, Meta(max_length=65536)]
     finish: Word = ""
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: Text = ""
+    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=MAX_TOOL_CALLS)] = ()
 
 
 class StreamEnd(msgspec.Struct, frozen=True, array_like=True, tag=20):

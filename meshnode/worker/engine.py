@@ -21,8 +21,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from meshnode.errors import ContextTooLong, InternalError, MeshnodeError, Overloaded
 from meshnode.inference import Chunk, End, Event, Finish, Phase, Progress, Timings, TokenLogprob, Usage
+from meshnode.worker.answer import PLAIN, Answer, Form, Said
 from meshnode.worker.logprobs import of_token
 from meshnode.worker.sampling import Logits, Sampler
 from meshnode.worker.text import Text
@@ -85,6 +88,7 @@ class Job:
     stops: tuple[str, ...] = ()
     logprobs: int | None = None
     """How many alternatives are wanted beside each token's log-probability; None: not even that."""
+    form: Form = PLAIN
 
 
 @dataclass(eq=False)
@@ -93,6 +97,7 @@ class _Stream:
     limit: int
     submitted: float
     text: Text
+    answer: Answer
     tokens: list[int] = field(default_factory=list)
     """In the KV cache, plus the newest drawn one once decoding."""
     slot: int = -1
@@ -153,7 +158,8 @@ class Engine:
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests are waiting already.", retry_after=5)
         limit = room if job.max_tokens is None else min(room, job.max_tokens)
-        self._waiting.append(_Stream(job=job, limit=limit, submitted=self._clock(), text=Text(job.stops)))
+        answer = Answer(job.form, job.sampler.choice)
+        self._waiting.append(_Stream(job=job, limit=limit, submitted=self._clock(), text=Text(job.stops), answer=answer))
 
     def cancel(self, stream: int) -> None:
         """Take `stream` out before the next step; an unknown one is gone already."""
@@ -246,18 +252,21 @@ class Engine:
         stream.tokens.append(token)
         stream.drawn += 1
         ended = self._runtime.ends(token)
-        text = "" if ended else stream.text.push(self._runtime.piece(token))
+        piece = stream.job.form.controls.get(token) or self._runtime.piece(token)
+        said = stream.answer.push("" if ended else stream.text.push(piece))
         finish: Finish | None = None
-        if ended or stream.text.stopped:
+        if ended or stream.text.stopped or stream.answer.complete:
             finish = Finish.STOP
         elif stream.drawn >= stream.limit:
             finish = Finish.LENGTH
-        choice, logprobs = stream.job.sampler.choice, () if ended else self._logprobs(stream.job, logits, token)
+        logprobs = () if ended else self._logprobs(stream.job, logits, token)
         if finish is None:
-            return [(stream.job.stream, Chunk(choice=choice, text=text, token_ids=(token,), logprobs=logprobs))]
-        text += stream.text.finish()
+            return [(stream.job.stream, _chunk(stream, token, said, logprobs))]
+        said += stream.answer.push(stream.text.finish()) + stream.answer.finish()
+        if finish is Finish.STOP and stream.answer.called:
+            finish = Finish.TOOL_CALLS
         self._retire(stream)
-        chunk = Chunk(choice=choice, text=text, token_ids=(token,), finish=finish, logprobs=logprobs)
+        chunk = msgspec.structs.replace(_chunk(stream, token, said, logprobs), finish=finish)
         return [(stream.job.stream, chunk), (stream.job.stream, self._end(stream, now))]
 
     def _logprobs(self, job: Job, logits: Logits, token: int) -> tuple[TokenLogprob, ...]:
@@ -276,6 +285,17 @@ class Engine:
         """Free the slot; it keeps what its KV cache holds, which is all but a token drawn last."""
         self._active.remove(stream)
         self._idle[stream.slot] = stream.tokens[:-1] if stream.decoding else stream.tokens
+
+
+def _chunk(stream: _Stream, token: int, said: Said, logprobs: tuple[TokenLogprob, ...]) -> Chunk:
+    return Chunk(
+        choice=stream.job.sampler.choice,
+        text=said.text,
+        token_ids=(token,),
+        logprobs=logprobs,
+        reasoning=said.reasoning,
+        tool_calls=said.calls,
+    )
 
 
 def _common(tokens: Sequence[int], prompt: Sequence[int], limit: int) -> int:

@@ -20,9 +20,12 @@ from typing import TypeVar, assert_never
 
 import msgspec
 
+from meshnode import tools
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
-from meshnode.inference import MAX_BIASES, MAX_TOP_LOGPROBS, Event, Message, Request, Sampling
+from meshnode.inference import MAX_BIASES, MAX_TOP_LOGPROBS, Event, Request, Sampling
 from meshnode.worker import confinement, sampling
+from meshnode.worker.answer import Form
+from meshnode.worker.dialect import dialect_of, opening
 from meshnode.worker.engine import Engine, Happening, Job
 from meshnode.worker.gguf import Facts
 from meshnode.worker.llama import LlamaRuntime
@@ -78,27 +81,61 @@ class _Model:
         self._render = renderer.render
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
         # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
+        self._dialect = dialect_of(facts.chat_template, takes_tools=renderer.takes_tools)
+        self._marks = {token: text for text in self._dialect.texts for token in control(runtime, text)}
         self._stops = () if facts.chat_template or _END_OF_TURN in controls else (_END_OF_TURN,)
 
     def job(self, stream: int, request: Request) -> Job:
         """Raises Unsupported, InvalidRequest, or what a bug raises."""
         check(request)
         check_bias(request.sampling, self._vocabulary)
+        wanted = wanted_tools(request)
+        prompt = self._render(request.messages, request.tools if wanted.names else None)
+        forced, begun = opening(self._dialect, wanted, prompt)
         return Job(
             stream=stream,
-            prompt=self._tokens(self._render(request.messages)),
+            prompt=self._tokens((*prompt, *forced)),
             sampler=sampler(request.sampling, self._facts, self._ending),
             max_tokens=request.sampling.max_tokens,
             stops=request.sampling.stop + self._stops,
             logprobs=request.logprobs.top if request.logprobs else None,
+            form=self._form(request, wanted, begun),
         )
+
+    def _form(self, request: Request, wanted: tools.Tools, begun: str) -> Form:
+        dialect = self._dialect
+        shown = {token: text for token, text in self._marks.items() if wanted.names or text in (dialect.thinking or ())}
+        return Form(
+            thinking=dialect.thinking,
+            marks=dialect.marks,
+            kinds=tools.kinds(request.tools) if request.tools is not None and wanted.names else {},
+            parallel=request.parallel_tool_calls and wanted.choice is not tools.Choice.FUNCTION,
+            begun=begun,
+            seed=request.id,
+            short_ids=dialect.short_ids,
+            controls={token: text.encode() for token, text in shown.items()},
+        )
+
+
+def control(runtime: LlamaRuntime, text: str) -> tuple[int, ...]:
+    """The control token of this text, whose piece is empty, if the model has one."""
+    tokens = runtime.tokenize(text, True)
+    return (tokens[0],) if len(tokens) == 1 and not runtime.piece(tokens[0]) else ()
+
+
+def wanted_tools(request: Request) -> tools.Tools:
+    """The tools for this answer, once everything about tools is known to be right: a peer may send anything."""
+    for index, message in enumerate(request.messages):
+        if message.tool_calls is not None:
+            tools.calls(message.tool_calls, f"messages[{index}].tool_calls")
+    names = tools.names(request.tools) if request.tools is not None else ()
+    return tools.requested(names, request.tool_choice)
 
 
 def check(request: Request) -> None:
     """Refuse by name what this worker cannot do yet, and values that make no sense."""
     unsupported = {
         "n": request.n > 1,
-        "tools": request.tools is not None or any(map(_uses_tools, request.messages)),
         "response_format": request.response_format.kind != "text",
         "resume": request.resume is not None,
     }
@@ -136,10 +173,6 @@ def check_bias(asked: Sampling, vocabulary: int) -> None:
     for token in (each.token for each in asked.logit_bias if not 0 <= each.token < vocabulary):
         message = f"'logit_bias' names token {token}; this model's are 0 to {vocabulary - 1}."
         raise InvalidRequest(message, param="logit_bias")
-
-
-def _uses_tools(message: Message) -> bool:
-    return message.role == "tool" or message.tool_calls is not None or message.tool_call_id is not None
 
 
 def sampler(asked: Sampling, facts: Facts, ending: Collection[int] = ()) -> sampling.Sampler:

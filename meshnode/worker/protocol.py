@@ -88,7 +88,10 @@ class Compile(msgspec.Struct, frozen=True, tag="compile"):
 
 
 class Render(msgspec.Struct, frozen=True, tag="render"):
+    """`tools` is the JSON text of OpenAI's, as the calls in `messages` are."""
+
     messages: tuple[Message, ...]
+    tools: str | None = None
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):

@@ -20,6 +20,7 @@ from meshnode.errors import ConfigurationError, InvalidRequest
 from meshnode.inference import Message
 from meshnode.names import printable
 from meshnode.worker import confinement
+from meshnode.worker.fallback import described
 from meshnode.worker.protocol import (
     Compile,
     Frames,
@@ -43,6 +44,8 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """For a model without a template of its own."""
+_PROBE = "meshnode_probe"
+_PROBE_TOOLS = f'[{{"type":"function","function":{{"name":"{_PROBE}","description":"","parameters":{{"type":"object"}}}}}}]'
 _TEST = (Message(role="user", content="Hello"), Message(role="assistant", content="Hi"), Message(role="user", content="Bye"))
 
 
@@ -50,6 +53,8 @@ class Renderer:
     """Renders conversations with one template. Not thread-safe."""
 
     def __init__(self) -> None:
+        self.takes_tools = False
+        """Whether the template shows the model what tools there are; known after `compile`."""
         self._compile: Compile | None = None
         self._start()
 
@@ -76,6 +81,8 @@ class Renderer:
         answer = self._compiled()
         if answer:
             raise ConfigurationError(f"Its chat template is refused: {answer.reason}.", hint="Use another build of the model.")
+        probed = self._ask(Render(messages=_TEST[:1], tools=_PROBE_TOOLS))
+        self.takes_tools = isinstance(probed, Rendered) and any(_PROBE in region.text for region in probed.regions)
 
     def _compiled(self) -> NotRendered | None:
         assert self._compile is not None
@@ -86,16 +93,28 @@ class Renderer:
         answer = self._ask(self._compile)
         return answer if isinstance(answer, NotRendered) and answer.broken else None
 
-    def render(self, messages: tuple[Message, ...]) -> tuple[Region, ...]:
-        """The prompt for `messages`, in regions. Raises InvalidRequest when the template will not or cannot make one."""
-        if self._process.poll() is not None:
-            self._start()
-            self._compiled()
-        answer = self._ask(Render(messages=messages))
+    def render(self, messages: tuple[Message, ...], tools: str | None = None) -> tuple[Region, ...]:
+        """The prompt for `messages`, in regions, with the tools of the JSON text `tools`.
+
+        Raises InvalidRequest when the template will not or cannot make one. A template that takes no tools gets them in messages.
+        """
+        if self.takes_tools or (tools is None and not any(map(_uses_tools, messages))):
+            answer = self._asked(Render(messages=messages, tools=tools))
+        else:
+            answer = self._asked(Render(messages=described(messages, tools)))
+            refused = isinstance(answer, NotRendered) and not answer.broken
+            if refused and tools is not None and messages[0].role != "system":  # so it may be our system message
+                answer = self._asked(Render(messages=described(messages, tools, system=False)))
         if isinstance(answer, Rendered):
             return answer.regions
         verb = "fails on" if answer.broken else "does not take"
         raise InvalidRequest(f"The model's chat template {verb} these messages: {printable(answer.reason)}.", param="messages")
+
+    def _asked(self, question: Render) -> Rendered | NotRendered:
+        if self._process.poll() is not None:
+            self._start()
+            self._compiled()
+        return self._ask(question)
 
     def _ask(self, question: ToRenderer) -> Rendered | NotRendered:
         try:
@@ -129,6 +148,10 @@ class Renderer:
         self._process.wait()
 
 
+def _uses_tools(message: Message) -> bool:
+    return message.role == "tool" or message.tool_calls is not None
+
+
 def main() -> None:
     """The renderer process: one answer to each message, until the other end is gone."""
     # Imported here: the worker holds a handle of this module, and must not load the sandbox.
@@ -147,7 +170,8 @@ def main() -> None:
                 if isinstance(message, Compile):
                     template = Template(message.template, bos=message.bos, eos=message.eos)
                 assert template is not None
-                answer = Rendered(template.render(message.messages if isinstance(message, Render) else _TEST))
+                asked = message if isinstance(message, Render) else Render(messages=_TEST)
+                answer = Rendered(template.render(asked.messages, asked.tools))
             except (Refused, Broken) as error:
                 answer = NotRendered(str(error), broken=isinstance(error, Broken))
             channel.sendall(frame(answer))

@@ -6,22 +6,25 @@ Two dangers, two answers.
 it compiles. So this module only ever runs in the renderer process, which is limited and killed (`renderer.py`, security rule
 16); here, operators, filters and methods that amplify are bounded or absent, and the output is capped.
 
-**The messages.** A message that holds `<|im_end|>` must not end its turn. What comes from a message is a `Content`, a str that
-stays Content through everything that only trims, cuts or recases it, and that marks itself wherever it is mixed with other text:
-it writes an opening and a closing mark around itself. The marks are two private code points that occur in none of the messages
-and not in the template, so nobody can forge one. The output is cut at the marks into regions; `prompt.py` lets only the
-template's regions name control tokens. A template that takes a marked text apart again is refused by name, not guessed at.
+**The messages.** A message that holds `<|im_end|>` must not end its turn; nor must a tool's description, or an argument. What
+comes from a client is a `Content`, a str that stays Content through everything that only trims, cuts or recases it, and that
+marks itself wherever it is mixed with other text: it writes an opening and a closing mark around itself. The marks are two
+private code points that occur in none of the texts and not in the template, so nobody can forge one. The output is cut at the
+marks into regions; `prompt.py` lets only the template's regions name control tokens. A template that takes a marked text apart
+again is refused by name, not guessed at.
 """
 
 import html
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, SupportsIndex
 
 import jinja2.filters
 import jinja2.sandbox
+import msgspec
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -29,6 +32,7 @@ from jinja2.runtime import Context
 from jinja2.visitor import NodeTransformer
 
 from meshnode.inference import Message
+from meshnode.tools import Call, calls
 from meshnode.worker.protocol import Region
 
 MAX_TEMPLATE = 64 * 1024
@@ -37,6 +41,8 @@ MAX_OUTPUT = 16 * 1024 * 1024
 """Characters of a rendered prompt: twice the largest request body."""
 MAX_WIDTH = 256
 """Of padding and indentation."""
+MAX_DEPTH = 64
+"""Of tools and of arguments; schemas that people write have a dozen levels."""
 _PRIVATE_USE = (0xF0000, 0xFFFFD)
 
 
@@ -51,7 +57,7 @@ class Broken(Exception):
 class _Marks:
     """The two code points of one render."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Iterable[str]) -> None:
         used = set().union(*texts)
         free = (chr(point) for point in range(*_PRIVATE_USE) if chr(point) not in used)
         try:
@@ -217,7 +223,7 @@ class _JSON(json.JSONEncoder):
 
 def _marked(value: object, depth: int) -> object:
     """`value` with every Content as the marked str that it becomes in text."""
-    if depth > 32:
+    if depth > MAX_DEPTH + 2:
         raise Broken("it nests too deep")
     if isinstance(value, str):
         return str(value)
@@ -336,7 +342,7 @@ class Template:
         if len(source.encode("utf-8", "replace")) > MAX_TEMPLATE:
             raise Broken(f"it is longer than {MAX_TEMPLATE // 1024} KiB")
         self._source = source
-        self._variables = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True, "tools": None, "documents": None}
+        self._variables = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True, "documents": None}
         try:
             self._template = _Sandbox().from_string(source)
         except Broken:
@@ -344,15 +350,30 @@ class Template:
         except Exception as error:  # a hostile source fails in ways of its own: recursion, memory, overflow
             raise Broken(_reason(error)) from error
 
-    def render(self, messages: Sequence[Message]) -> tuple[Region, ...]:
-        """The prompt that `messages` make. Raises Refused when the template does, Broken when it fails."""
-        marks = _Marks(
-            [self._source, *(text for message in messages for text in (message.role, message.content, message.name or ""))]
-        )
-        values = [_values(message, marks) for message in messages]
+    def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[Region, ...]:
+        """The prompt that `messages` make, with the tools of this JSON text.
+
+        Raises Refused when the template does, Broken when it fails, InvalidRequest for calls that are none.
+
+        Arguments of earlier calls are objects, as other engines have them too; a few templates want them as text, and fail on
+        objects.
+        """
+        offered = _decoded(tools) if tools is not None else None
+        try:
+            return self._render([*_values(messages, parsed=True)], offered)
+        except Broken:
+            if all(message.tool_calls is None for message in messages):
+                raise
+            return self._render([*_values(messages, parsed=False)], offered)
+
+    def _render(self, messages: list[dict[str, object]], tools: object) -> tuple[Region, ...]:
+        marks = _Marks([self._source, *_texts(messages, 0), *_texts(tools, 0)])
+        seed = Content()
+        seed.marks = marks
         pieces, length = [], 0
         try:
-            for piece in self._template.generate(messages=values, **self._variables):
+            given = {"messages": _contents(messages, seed), "tools": _contents(tools, seed)}
+            for piece in self._template.generate(**given, **self._variables):
                 pieces.append(piece)
                 length += len(piece)
                 if length > MAX_OUTPUT:
@@ -364,13 +385,66 @@ class Template:
         return tuple(marks.cut("".join(pieces)))
 
 
-def _values(message: Message, marks: _Marks) -> dict[str, object]:
-    seed = Content()
-    seed.marks = marks
-    values: dict[str, object] = {"role": seed.like(message.role), "content": seed.like(message.content)}
-    if message.name is not None:
-        values["name"] = seed.like(message.name)
-    return values
+def _values(messages: Sequence[Message], *, parsed: bool) -> Iterator[dict[str, object]]:
+    """As the templates of the field expect them: only the keys that there are, and a result with the name of its tool."""
+    names: dict[str, str] = {}
+    for message in messages:
+        values: dict[str, object] = {"role": message.role, "content": message.content}
+        if message.tool_calls is not None:
+            made = calls(message.tool_calls, "messages")
+            names |= {call.id: call.function.name for call in made}
+            values["tool_calls"] = [_call(call, parsed=parsed) for call in made]
+        if message.tool_call_id is not None:
+            values["tool_call_id"] = message.tool_call_id
+        name = message.name if message.name is not None else names.get(message.tool_call_id or "")
+        if name is not None:
+            values["name"] = name
+        yield values
+
+
+def _call(call: Call, *, parsed: bool) -> dict[str, object]:
+    arguments: object = call.function.arguments
+    if parsed:
+        with suppress(Refused):
+            arguments = _decoded(call.function.arguments or "{}")
+    return {"id": call.id, "type": call.type, "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _decoded(text: str) -> object:
+    """Not by `json`, which lets halves of surrogate pairs pass."""
+    try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        raise Refused("they hold what is no JSON") from None
+
+
+def _texts(value: object, depth: int) -> Iterator[str]:
+    """Every text in `value`, keys too."""
+    if depth > MAX_DEPTH:
+        raise Refused("they nest too deep")
+    match value:
+        case str():
+            yield value
+        case dict():
+            for key, item in value.items():
+                yield key
+                yield from _texts(item, depth + 1)
+        case list():
+            for item in value:
+                yield from _texts(item, depth + 1)
+
+
+def _contents(value: object, seed: Content) -> object:
+    """`value`, whose depth is known to be bounded, with every text in it as Content."""
+    match value:
+        case str():
+            return seed.like(value)
+        case dict():
+            return {seed.like(key): _contents(item, seed) for key, item in value.items()}
+        case list():
+            return [_contents(item, seed) for item in value]
+        case _:
+            return value
 
 
 def _reason(error: Exception) -> str:

@@ -2,17 +2,26 @@
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
+import msgspec
 import openai
 import pytest
 import trio
 from api.serving import SECRET, FakeNode, served
-from openai.types.chat import ChatCompletionUserMessageParam, ParsedChoice
+from openai.types.chat import (
+    ChatCompletionAssistantMessageParam,
+    ChatCompletionFunctionToolParam,
+    ChatCompletionMessage,
+    ChatCompletionToolMessageParam,
+    ChatCompletionUserMessageParam,
+    ParsedChoice,
+)
 
+from meshnode import tools
 from meshnode.api.app import App
 from meshnode.errors import InternalError, LinkLost, MeshnodeError, Overloaded, WorkerFailed
-from meshnode.inference import Bias, Sampling
+from meshnode.inference import Bias, Chunk, Sampling, ToolCall
 from meshnode.testing import FakeWorker
 
 T = TypeVar("T")
@@ -152,6 +161,84 @@ async def test_the_fields_of_drawing_reach_the_worker_llama_servers_as_extra_one
         frequency_penalty=-0.5,
         logit_bias=(Bias(7, -100.0),),
     )
+
+
+TOOLS: list[ChatCompletionFunctionToolParam] = [
+    {
+        "type": "function",
+        "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+    }
+]
+
+
+def caller() -> FakeWorker:
+    return FakeWorker(
+        (
+            Chunk(choice=0, text="", reasoning="Hm."),
+            "Let me look.",
+            Chunk(choice=0, text="", tool_calls=(ToolCall(0, "call_a", "weather", '{"city":'),)),
+            Chunk(choice=0, text="", tool_calls=(ToolCall(0, "", "", ' "Oslo"}'), ToolCall(1, "call_b", "now", "{}"))),
+        )
+    )
+
+
+async def test_calls_of_tools_in_an_unstreamed_chat_and_their_results_sent_back() -> None:
+    worker = caller()
+
+    def use(client: openai.OpenAI) -> ChatCompletionMessage:
+        answer = client.chat.completions.create(model="m", messages=ASK, tools=TOOLS, parallel_tool_calls=False)
+        message = answer.choices[0].message
+        assert answer.choices[0].finish_reason == "tool_calls"
+        result: ChatCompletionToolMessageParam = {"role": "tool", "tool_call_id": "call_a", "content": "rain"}
+        history = cast(ChatCompletionAssistantMessageParam, message.to_dict())
+        client.chat.completions.create(model="m", messages=[*ASK, history, result], tools=TOOLS, tool_choice="none")
+        return message
+
+    message = await with_client(node_of(worker), use)
+    first, second = worker.requests
+
+    assert message.content == "Let me look."
+    assert message.to_dict()["reasoning_content"] == "Hm."
+    calls = [call for call in message.tool_calls or () if call.type == "function"]
+    assert [(call.id, call.function.name, call.function.arguments) for call in calls] == [
+        ("call_a", "weather", '{"city": "Oslo"}'),
+        ("call_b", "now", "{}"),
+    ]
+    assert msgspec.json.decode(first.tools or "") == TOOLS
+    assert first.parallel_tool_calls is False
+    assert second.tool_choice == '"none"'
+    assert second.messages[2].tool_call_id == "call_a"
+    assert [call.function.arguments for call in tools.calls(second.messages[1].tool_calls or "", "")] == [
+        '{"city": "Oslo"}',
+        "{}",
+    ]
+
+
+async def test_the_stream_helper_puts_calls_together() -> None:
+    def use(client: openai.OpenAI) -> ParsedChoice[None]:
+        with client.chat.completions.stream(model="m", messages=ASK) as stream:
+            return stream.get_final_completion().choices[0]
+
+    choice = await with_client(node_of(caller()), use)
+
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == "Let me look."
+    assert [(call.id, call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()] == [
+        ("call_a", "weather", '{"city": "Oslo"}'),
+        ("call_b", "now", "{}"),
+    ]
+
+
+async def test_a_tool_of_a_kind_that_nobody_has_is_a_bad_request_that_names_it() -> None:
+    with pytest.raises(openai.BadRequestError, match="web_search") as caught:
+        await with_client(
+            node_of(FakeWorker()),
+            lambda client: client.chat.completions.create(
+                model="m", messages=ASK, extra_body={"tools": [*TOOLS, {"type": "web_search"}]}
+            ),
+        )
+
+    assert caught.value.param == "tools[1].type"
 
 
 async def test_too_many_alternatives_are_refused_with_the_bound() -> None:

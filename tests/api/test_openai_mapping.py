@@ -14,6 +14,8 @@ from meshnode.errors import InvalidRequest, ModelUnavailable, RequestError, Unsu
 from meshnode.inference import MAX_BIASES, Bias, Logprobs, Message, Request, ResponseFormat, Sampling
 
 USER: dict[str, Any] = {"role": "user", "content": "Hi"}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALL: dict[str, Any] = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 MANY_NESTED = b'{"model":"m","messages":[{"role":"user","content":"a"}],"tools":' + b"[" * 100_000 + b"}"
 
 
@@ -45,7 +47,18 @@ def test_the_fields_of_a_full_request_arrive() -> None:
 
 def test_null_and_empty_are_the_same_as_absent() -> None:
     fields = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream", "stream_options")
-    more = ("n", "tools", "tool_choice", "response_format", "logprobs", "top_logprobs", *EXTENDED, "logit_bias", "ignore_eos")
+    more = (
+        "n",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "response_format",
+        "logprobs",
+        "top_logprobs",
+        *EXTENDED,
+        "logit_bias",
+        "ignore_eos",
+    )
 
     assert mapped(**dict.fromkeys(fields + more)) == mapped()
     assert mapped(tools=[], stop=[], logit_bias={}, ignore_eos=False) == mapped(stop="") == mapped()
@@ -133,17 +146,33 @@ def test_parts_of_text_become_one_text() -> None:
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool"])
 def test_every_role_is_kept(role: str) -> None:
-    assert mapped({"role": role, "content": "x"}).messages[0].role == role
+    assert mapped({"role": role, "content": "x", "tool_call_id": "c"}).messages[0].role == role
 
 
 def test_a_conversation_with_tool_calls_keeps_their_json() -> None:
-    calls = [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    calls = [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": "\u00fc"}'}}]
     asked, told = mapped(
         {"role": "assistant", "content": None, "tool_calls": calls}, {"role": "tool", "tool_call_id": "call_1", "content": "4"}
     ).messages
 
-    assert asked == Message(role="assistant", content="", tool_calls=json.dumps(calls))
+    assert (asked.role, asked.content) == ("assistant", "")
+    assert json.loads(asked.tool_calls or "") == calls
     assert told == Message(role="tool", content="4", tool_call_id="call_1")
+
+
+def test_of_an_assistants_calls_only_what_is_known_is_passed_on() -> None:
+    (message,) = mapped({"role": "assistant", "tool_calls": [{**CALL, "index": 0, "function": {"name": "f", "x": [1]}}]}).messages
+
+    assert json.loads(message.tool_calls or "") == [{**CALL, "function": {"name": "f", "arguments": ""}}]
+
+
+@pytest.mark.parametrize("choice", ["none", "auto", "required", {"type": "function", "function": {"name": "f"}}])
+def test_every_choice_of_a_tool_is_passed_on(choice: object) -> None:
+    request = mapped(tools=[TOOL], tool_choice=choice, parallel_tool_calls=False)
+
+    assert json.loads(request.tool_choice or "") == choice
+    assert request.parallel_tool_calls is False
+    assert mapped(tools=[TOOL], tool_choice=choice).parallel_tool_calls is True
 
 
 def test_stream_and_usage_are_told_apart_from_the_request() -> None:
@@ -172,6 +201,13 @@ def test_stream_and_usage_are_told_apart_from_the_request() -> None:
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
         ({"messages": [{"role": "assistant", "tool_calls": "x"}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "c"}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": 1}}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{**CALL, "type": "custom"}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": [CALL] * 129}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "tool", "tool_call_id": "c"}]}, "messages[0].content"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
@@ -194,7 +230,26 @@ def test_stream_and_usage_are_told_apart_from_the_request() -> None:
         ({"n": 129}, "n"),
         ({"tools": {}}, "tools"),
         ({"tools": ["f"]}, "tools"),
+        ({"tools": [{"function": {"name": "f"}}]}, "tools[0]"),
+        ({"tools": [TOOL, {"type": "function"}]}, "tools[1]"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "x" * 129}}]}, "tools[0].function.name"),
+        ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": {"name": f"f{i}"}} for i in range(129)]}, "tools"),
+        ({"tools": [{**TOOL, "extra": "x" * 2**20}]}, "tools"),
         ({"tool_choice": 1}, "tool_choice"),
+        ({"tool_choice": "maybe", "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": "function", "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": ""}}, "tools": [TOOL]}, "tool_choice.function.name"),
+        ({"tool_choice": {"type": "function"}, "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {}, "tools": [TOOL]}, "tool_choice"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}, "response_format.json_schema.schema"),
@@ -220,6 +275,8 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
     [
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0].type"),
+        ({"tools": [TOOL, {"type": "web_search"}]}, "tools[1].type"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
@@ -260,7 +317,8 @@ JSON = st.recursive(
 )
 NAMES = (
     "model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "n", "tools",
-    "tool_choice", "response_format", "logprobs", "top_logprobs", "frequency_penalty", "logit_bias", "min_p", "repeat_last_n",
+    "tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs", "frequency_penalty", "logit_bias",
+    "min_p", "repeat_last_n",
 )  # fmt: skip
 MESSAGES = st.lists(
     st.fixed_dictionaries(

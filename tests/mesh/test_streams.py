@@ -34,7 +34,9 @@ from meshnode.errors import (
     WorkerFailed,
 )
 from meshnode.inference import (
+    MAX_ARGUMENTS_PIECE,
     MAX_TOKEN_TEXT,
+    MAX_TOOL_NAME,
     Alternative,
     Chunk,
     End,
@@ -44,6 +46,7 @@ from meshnode.inference import (
     Progress,
     Request,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 from meshnode.mesh.credit import WINDOW, cost
@@ -135,12 +138,22 @@ async def test_one_huge_chunk_arrives_in_pieces_that_make_the_same_text() -> Non
     text, ids = "ü" * 30_000, tuple(range(5_000))
     other = Alternative(7, b"y" * MAX_TOKEN_TEXT, -2.0)
     likely = tuple(TokenLogprob(token, b"x" * MAX_TOKEN_TEXT, -1.0, (other,) * 20) for token in range(40))
+    name, arguments = "\N{FOX FACE}" * MAX_TOOL_NAME, "\N{FOX FACE}" * MAX_ARGUMENTS_PIECE
+    calls = (ToolCall(0, name, name, arguments), ToolCall(0, "", "", arguments), ToolCall(1, "c", "now", ""))
 
     class OneChunk(FakeWorker):
         @asynccontextmanager
         async def submit(self, request: Request) -> AsyncIterator[Events]:
             yield listed(
-                Chunk(choice=2, text=text, token_ids=ids, finish=Finish.LENGTH, logprobs=likely),
+                Chunk(
+                    choice=2,
+                    text=text,
+                    token_ids=ids,
+                    finish=Finish.LENGTH,
+                    logprobs=likely,
+                    reasoning=arguments,
+                    tool_calls=calls,
+                ),
                 End(usage=Usage(prompt_tokens=1, completion_tokens=1)),
             )
 
@@ -150,6 +163,11 @@ async def test_one_huge_chunk_arrives_in_pieces_that_make_the_same_text() -> Non
     assert text_of(chunks) == text
     assert sum((chunk.token_ids for chunk in chunks), ()) == ids
     assert sum((chunk.logprobs for chunk in chunks), ()) == likely
+    assert "".join(chunk.reasoning for chunk in chunks) == arguments
+    pieces = [piece for chunk in chunks for piece in chunk.tool_calls]
+    assert [(piece.index, piece.id, piece.name) for piece in pieces if piece.id] == [(0, name, name), (1, "c", "now")]
+    assert "".join(piece.arguments for piece in pieces if piece.index == 0) == 2 * arguments
+    assert pieces[-1] == calls[-1]
     assert [chunk.finish for chunk in chunks] == [None] * (len(chunks) - 1) + [Finish.LENGTH]
     assert {chunk.choice for chunk in chunks} == {2}
 

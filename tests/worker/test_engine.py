@@ -1,7 +1,7 @@
 """The scheduler over a runtime that is a table of what to say: which rows each step had is read from its log."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
@@ -10,13 +10,15 @@ np = pytest.importorskip("numpy")
 
 from meshnode.errors import ContextTooLong, InternalError, Overloaded  # noqa: E402 - after the check for the extra
 from meshnode.inference import Chunk, End, Finish, Phase, Progress  # noqa: E402
+from meshnode.worker.answer import Form  # noqa: E402
+from meshnode.worker.dialect import dialect_of  # noqa: E402
 from meshnode.worker.engine import Engine, Happening, Job, Span  # noqa: E402
 from meshnode.worker.penalties import Bias  # noqa: E402
 from meshnode.worker.sampling import Logits, Sampler  # noqa: E402
 
-VOCABULARY = 100
-END = 99
-"""The token that ends an answer; token t < 99 is the letter chr(t)."""
+VOCABULARY = 128
+END = 127
+"""The token that ends an answer; token t < 127 is the letter chr(t)."""
 
 
 @dataclass
@@ -128,6 +130,48 @@ def test_max_tokens_ends_an_answer() -> None:
     assert text(happened, 1) == "HE"
     assert chunks(happened, 1)[-1].finish is Finish.LENGTH
     assert sum(chunk.finish is not None for chunk in chunks(happened, 1)) == 1
+
+
+def calling(answer: str, *, parallel: bool = True, max_tokens: int | None = None) -> list[Chunk]:
+    """What an engine makes of `answer`, in which \1 is the control token that begins a call."""
+    engine = engine_over(Table(answer=answer, context_length=200))
+    form = Form(
+        thinking=("<t>", "</t>"), marks=HERMES, kinds={"f": {}}, parallel=parallel, controls={1: b"<tool_call>"}, seed="r"
+    )
+    engine.submit(replace(job(1, max_tokens=max_tokens), form=form))
+    return chunks(run(engine), 1)
+
+
+HERMES = dialect_of("tools <tool_call>", takes_tools=True).marks
+CALL = '\1{"name": "f", "arguments": {"x": 1}}</tool_call>'
+
+
+def test_thoughts_text_and_calls_come_apart_and_the_finish_says_so() -> None:
+    said = calling("<t>HM</t>YES" + CALL + CALL)
+
+    assert "".join(chunk.reasoning for chunk in said) == "HM"
+    assert "".join(chunk.text for chunk in said) == "YES"
+    assert [(call.index, call.name, call.arguments) for chunk in said for call in chunk.tool_calls] == [
+        (0, "f", '{"x": 1}'),
+        (1, "f", '{"x": 1}'),
+    ]
+    assert said[-1].finish is Finish.TOOL_CALLS
+    assert sum(len(chunk.token_ids) for chunk in said) == len("<t>HM</t>YES" + CALL + CALL) + 1
+
+
+def test_where_one_call_is_wanted_the_answer_ends_with_it() -> None:
+    said = calling(CALL + CALL, parallel=False)
+
+    assert len([call for chunk in said for call in chunk.tool_calls]) == 1
+    assert said[-1].finish is Finish.TOOL_CALLS
+    assert sum(len(chunk.token_ids) for chunk in said) == CALL.index("</tool_call>")
+
+
+def test_a_call_that_is_cut_off_is_text_and_the_finish_is_the_limit() -> None:
+    said = calling(CALL, max_tokens=9)
+
+    assert "".join(chunk.text for chunk in said) == '<tool_call>{"name":'
+    assert said[-1].finish is Finish.LENGTH
 
 
 def test_the_full_context_ends_an_answer_whatever_max_tokens_says() -> None:

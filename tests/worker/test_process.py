@@ -11,10 +11,12 @@ import numpy as np
 
 from meshnode.errors import InvalidRequest, RequestError, Unsupported
 from meshnode.inference import MAX_BIASES, Bias, Logprobs, Message, Request, ResponseFormat, Resume, Sampling
+from meshnode.tools import Choice, Tools
 from meshnode.worker.engine import Engine, Job, Runtime
 from meshnode.worker.gguf import Facts
+from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.penalties import Penalties
-from meshnode.worker.process import _Channel, _Model, _serve, check, check_bias, sampler
+from meshnode.worker.process import _Channel, _Model, _serve, check, check_bias, control, sampler, wanted_tools
 from meshnode.worker.protocol import Cancel, Submit, ToChild
 
 PLAIN = Request(id="r", model="m", messages=(Message(role="user", content="Hi"),))
@@ -46,9 +48,6 @@ def test_a_plain_request_passes() -> None:
     ("param", "changes"),
     [
         ("n", {"n": 2}),
-        ("tools", {"tools": "[]"}),
-        ("tools", {"messages": (Message(role="tool", content="1", tool_call_id="c"),)}),
-        ("tools", {"messages": (Message(role="assistant", content="", tool_calls="[]"),)}),
         ("response_format", {"response_format": ResponseFormat(kind="json_object")}),
         ("resume", {"resume": Resume(token_ids=(), emitted_chars=0)}),
     ],
@@ -122,6 +121,58 @@ def test_a_bias_for_a_token_that_the_model_does_not_have_is_refused_by_its_id(to
         check_bias(Sampling(logit_bias=(Bias(0, 1), Bias(token, 1))), 100)
 
     assert caught.value.param == "logit_bias"
+
+
+TOOLS = '[{"type": "function", "function": {"name": "f"}}]'
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, Tools()),
+        ({"tools": "[]"}, Tools()),
+        ({"tools": TOOLS}, Tools(("f",), Choice.AUTO)),
+        ({"tools": TOOLS, "tool_choice": '"auto"'}, Tools(("f",), Choice.AUTO)),
+        ({"tools": TOOLS, "tool_choice": '"none"'}, Tools()),
+        ({"tools": TOOLS, "tool_choice": '"required"'}, Tools(("f",), Choice.REQUIRED)),
+        (
+            {"tools": TOOLS, "tool_choice": '{"type": "function", "function": {"name": "f"}}'},
+            Tools(("f",), Choice.FUNCTION, "f"),
+        ),
+    ],
+)
+def test_what_is_asked_about_tools_comes_to(changes: dict[str, object], wanted: Tools) -> None:
+    assert wanted_tools(msgspec.structs.replace(PLAIN, **changes)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"tools": "["}, "tools"),
+        ({"tools": "[" * 100_000}, "tools"),
+        ({"tools": TOOLS, "tool_choice": "auto"}, "tool_choice"),
+        ({"messages": (Message(role="assistant", content="", tool_calls="{"),)}, "messages[0].tool_calls"),
+    ],
+)
+def test_what_a_peer_says_wrongly_about_tools_is_refused_by_name(changes: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        wanted_tools(msgspec.structs.replace(PLAIN, **changes))
+
+    assert caught.value.param == param
+
+
+class Marked:
+    """As much of a runtime as is asked whether a mark is a control token: `[A]` is, `<b>` has text, others are none."""
+
+    def tokenize(self, text: str, parse_special: bool) -> list[int]:
+        return {"[A]": [1], "<b>": [2]}.get(text, [3, 4]) if parse_special else [3, 4]
+
+    def piece(self, token: int) -> bytes:
+        return b"" if token == 1 else b"x"
+
+
+def test_only_marks_that_are_control_tokens_need_to_be_spelt() -> None:
+    assert [control(cast(LlamaRuntime, Marked()), text) for text in ("[A]", "<b>", "<c>")] == [(1,), (), ()]
 
 
 def test_a_seed_is_kept_and_a_missing_one_is_drawn() -> None:

@@ -235,6 +235,31 @@ def test_a_message_cannot_end_its_own_turn(shared: Shared) -> None:
     assert cost("Hi" + "<|im_end|>" * 11) - cost("Hi<|im_end|>") >= 40
 
 
+TOOLS = '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]'
+
+
+def test_tools_are_told_to_the_model_unless_none_may_be_called(shared: Shared) -> None:
+    def cost(**changes: str) -> int:
+        request = msgspec.structs.replace(ask(sampling=Sampling(max_tokens=1)), **changes)
+        (end,) = [event for event in shared.run(lambda worker: events_of(worker, request)) if isinstance(event, End)]
+        return end.usage.prompt_tokens
+
+    assert cost(tools=TOOLS) > cost() + 50
+    assert cost(tools=TOOLS, tool_choice='"none"') == cost()
+
+
+def test_a_model_that_must_call_begins_to(shared: Shared) -> None:
+    """What it makes of the arguments is up to it: a call, or what was written shown as text."""
+    choice = '{"type": "function", "function": {"name": "weather"}}'
+    request = msgspec.structs.replace(ask(sampling=Sampling(temperature=0, max_tokens=40)), tools=TOOLS, tool_choice=choice)
+    said = [event for event in shared.run(lambda worker: events_of(worker, request)) if isinstance(event, Chunk)]
+    text = "".join(chunk.text for chunk in said)
+
+    assert text.startswith('<tool_call>\n{"name": "weather", "arguments": ') or [
+        call.name for chunk in said for call in chunk.tool_calls if call.id
+    ] == ["weather"]
+
+
 @pytest.mark.parametrize(
     ("request_", "error"),
     [
@@ -243,6 +268,8 @@ def test_a_message_cannot_end_its_own_turn(shared: Shared) -> None:
         (ask(sampling=Sampling(max_tokens=0)), InvalidRequest),
         (ask("half a pair: \ud800"), InvalidRequest),
         (ask(sampling=Sampling(logit_bias=(Bias(10**6, 1),))), InvalidRequest),
+        (msgspec.structs.replace(ask(), tools="["), InvalidRequest),
+        (msgspec.structs.replace(ask(), tools='[{"type": "web_search"}]'), Unsupported),
     ],
 )
 def test_a_bad_request_fails_alone_and_the_child_goes_on(shared: Shared, request_: Request, error: type[MeshnodeError]) -> None:
