@@ -17,7 +17,6 @@ import math
 import socket
 import ssl
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import NamedTuple
 
 import h11
@@ -25,6 +24,7 @@ import trio
 
 from meshnode.address import Address
 from meshnode.bridges import reach, tls
+from meshnode.bridges.failure import Cause, Failure
 from meshnode.names import printable
 from meshnode.url import Url
 
@@ -44,18 +44,6 @@ _PIECE = 64 * 1024
 Headers = Sequence[tuple[str, str]]
 
 
-class Cause(StrEnum):
-    UNREACHABLE = "unreachable"
-    TLS = "tls"
-    FORBIDDEN = "forbidden"
-    """An address that no bridge may connect to."""
-    TOO_SLOW = "too slow"
-    CUT = "cut"
-    """The connection ended in the middle of a request."""
-    NOT_HTTP = "not http"
-    TOO_LARGE = "too large"
-
-
 class Ask(NamedTuple):
     """A request; `path` is below the service's own."""
 
@@ -63,15 +51,6 @@ class Ask(NamedTuple):
     path: str
     headers: Headers = ()
     body: bytes = b""
-
-
-class Failure(Exception):
-    """No answer, or no whole one; the text is for people and holds no secret. `stale`: an old connection had been closed."""
-
-    def __init__(self, cause: Cause, text: str, *, stale: bool = False) -> None:
-        super().__init__(text)
-        self.cause = cause
-        self.stale = stale
 
 
 class Head:

@@ -33,6 +33,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 0
     origin: str = ""
     """Empty for the node's own worker, else the bridge's name."""
+    cost: str = ""
+    """Of a bridge's: what an answer costs its owner, one of `remote.Cost`."""
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):

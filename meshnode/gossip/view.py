@@ -33,8 +33,11 @@ def decode_model(raw: bytes) -> Model:
     model = decode_value(raw, Model)
     if not all(map(is_name, (model.name, *model.aliases))) or len(model.digest) not in (0, 32):
         raise PeerError("unreadable record: the model's name, alias or digest is none")
-    if not (is_name(model.origin) or model.origin == "") or min(model.size, model.context_length, model.slots) < 0:
-        raise PeerError("unreadable record: the model's origin or a number of it is none")
+    if (
+        not all(is_name(word) or word == "" for word in (model.origin, model.cost))
+        or min(model.size, model.context_length, model.slots) < 0
+    ):
+        raise PeerError("unreadable record: the model's origin, cost or a number of it is none")
     return model
 
 

@@ -1,7 +1,7 @@
 """A node of fakes behind the real API, over real sockets or memory streams."""
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -14,10 +14,11 @@ from meshnode.api.connection import Application, Connection, Idle
 from meshnode.api.exchange import Answer
 from meshnode.api.limits import Limits
 from meshnode.api.server import serve
+from meshnode.backend import Backend
 from meshnode.dispatch import Dispatcher
 from meshnode.inference import Request
 from meshnode.routing.table import Listing, listings
-from meshnode.testing import FakeWorker, fake_member
+from meshnode.testing import fake_member
 
 SECRET = "open-sesame"
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"Say something."}]}'
@@ -37,7 +38,7 @@ class FakeNode:
 
     name = "entry"
 
-    def __init__(self, workers: dict[str, FakeWorker], *, why_not: str = "", model: str = "m") -> None:
+    def __init__(self, workers: Mapping[str, Backend], *, why_not: str = "", model: str = "m") -> None:
         self.members = (fake_member(self.name), *(fake_member(name, model) for name in workers))
         self.why_not = why_not
         self._dispatcher = Dispatcher(
@@ -64,7 +65,7 @@ class FakeNode:
         return self.why_not
 
 
-def app_of(worker: FakeWorker) -> App:
+def app_of(worker: Backend) -> App:
     return App(FakeNode({"holder": worker}), admin_secret=SECRET, hosts=frozenset({"box.example"}))
 
 

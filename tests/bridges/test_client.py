@@ -13,7 +13,8 @@ from cryptography.x509.oid import NameOID
 
 from meshnode import url
 from meshnode.bridges import tls
-from meshnode.bridges.client import Ask, Cause, Client, Failure
+from meshnode.bridges.client import Ask, Client
+from meshnode.bridges.failure import Cause, Failure
 
 GET = Ask("GET", "/x")
 
