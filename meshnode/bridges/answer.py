@@ -7,6 +7,7 @@ remote down and fills no memory here, and leaving closes the connection, which i
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from enum import Enum
 from typing import Protocol
 
 import trio
@@ -22,11 +23,25 @@ PROGRESS_S = 2.5
 FIRST_CHUNK_S = 600.0
 """A large model that is loaded first, or a long queue: a guess. The app proxy has no such limit, so we must."""
 NEXT_CHUNK_S = 120.0
+MAX_TRIES = 3
+ONE_REPLICA_GONE = 502
+"""The app proxy chose a replica that does not answer. It may choose another one the next time, so the service is asked again."""
 _LAST_WORDS_S = 0.05
 """For the end of a connection's last answer, so that it can be used again."""
 _MAX_REFUSAL = 64 * 1024
 _MAX_WHOLE = 16 * 1024 * 1024
 CHAT = "/v1/chat/completions"
+
+
+class Reaction(Enum):
+    """What to make of an answer that is an error."""
+
+    PLAIN = 1
+    """What its status says."""
+    ASK_AGAIN = 2
+    """Once more, for something was renewed."""
+    GONE = 3
+    """The service is not there any more, whatever the status says."""
 
 
 class Target(Protocol):
@@ -49,8 +64,8 @@ class Target(Protocol):
         """A request is at it, until `ended`."""
         ...
 
-    def refused(self, status: int, answer: bytes) -> bool:
-        """It answered with an error. True: it is worth asking once more, differently."""
+    def refused(self, status: int, answer: bytes) -> "Reaction":
+        """It answered with an error."""
         ...
 
     def ended(self, *, ok: bool | None, tokens: int) -> None:
@@ -77,6 +92,7 @@ class Answer:
         self._request = request
         self._targets = list(targets)
         self._target: Target | None = None
+        self._tries = 0
         self._asked_again = False
         self._exchange: Exchange | None = None
         self._head: Head | None = None
@@ -132,6 +148,7 @@ class Answer:
     async def _ask(self) -> None:
         if self._target is None:
             self._target = self._targets.pop(0)
+            self._tries += 1
             self._target.began()
         target = self._target
         headers = (
@@ -183,9 +200,16 @@ class Answer:
         assert self._target is not None
         said = await self._whole(exchange, _MAX_REFUSAL)
         target = self._target
-        if target.refused(head.status, said) and not self._asked_again:
+        reaction = target.refused(head.status, said)
+        if reaction is Reaction.ASK_AGAIN and not self._asked_again:
             self._asked_again = True
             return _AskAgain("once more")
+        if reaction is Reaction.GONE:
+            return ModelUnavailable(
+                f"{target.name} is gone: {refusals.words(head.status, said, target.secrets)}.", retry_after=5.0
+            )
+        if head.status == ONE_REPLICA_GONE and self._tries < MAX_TRIES:
+            self._targets.append(target)
         retry_after = head.headers.get("retry-after", "")
         return refusals.error(target.name, head.status, said, retry_after=retry_after, secrets=target.secrets)
 

@@ -305,7 +305,7 @@ def error_text(answer: bytes) -> str:
     if not isinstance(error, Mapping):
         return ""
     parts = (error.get("message"), error.get("title"), error.get("msg"))
-    return ": ".join(dict.fromkeys(part for part in parts if isinstance(part, str) and part))
+    return ": ".join(dict.fromkeys(part.rstrip(". ") for part in parts if isinstance(part, str) and part))
 
 
 def error_field(answer: bytes, field: str) -> str | None:

@@ -13,7 +13,7 @@ import trio
 
 from meshnode.backend import Backend, Events
 from meshnode.bridges import catalogue, refusals, tls, verdict
-from meshnode.bridges.answer import answer
+from meshnode.bridges.answer import Reaction, answer
 from meshnode.bridges.bridge import Facts
 from meshnode.bridges.client import Ask, Client, Headers
 from meshnode.bridges.failure import Failure
@@ -160,7 +160,7 @@ class Router:
             case 404:
                 raise Unusable(Verdict.NOT_ONE, "It has no /v1/models.")
             case _:
-                raise Unusable(Verdict.UNREACHABLE, f"Its /v1/models fails: {words}.")
+                raise Unusable(Verdict.FAILING, f"Its /v1/models fails: {words}.")
 
     def _accept(self, found: Sequence[catalogue.Found]) -> None:
         self._offer = catalogue.offer(self.remote, found, prefixes=(self.name,))
@@ -198,9 +198,9 @@ class _Service:
     def began(self) -> None:
         self._router.began(self._offered)
 
-    def refused(self, status: int, answer: bytes) -> bool:
+    def refused(self, status: int, answer: bytes) -> Reaction:
         """A model that is gone is dropped by the next list; a router has nothing to renew."""
-        return False
+        return Reaction.PLAIN
 
     def ended(self, *, ok: bool | None, tokens: int) -> None:
         self._router.ended(self._offered, ok=ok, tokens=tokens)

@@ -11,12 +11,14 @@ class Verdict(StrEnum):
     TLS = "tls"
     FORBIDDEN_ADDRESS = "forbidden address"
     WRONG_KEY = "wrong key"
+    WRONG_SECRET = "wrong secret key"  # noqa: S105 - words for people
     CLOCK = "clock"
     ADDRESS_NOT_ALLOWED = "address not allowed"
     """The remote does not take requests from where this node is."""
     RATE_LIMITED = "rate-limited"
+    FAILING = "failing"
+    """It answers, with errors of its own."""
     NOT_ONE = "not such a service"
-    NO_SERVICE = "no service"
 
 
 _HINTS = {
@@ -24,11 +26,12 @@ _HINTS = {
     Verdict.TLS: "For a certificate of your own: --ca-file. To trust any: --insecure.",
     Verdict.FORBIDDEN_ADDRESS: "Bridges do not connect there.",
     Verdict.WRONG_KEY: "Check the key.",
+    Verdict.WRONG_SECRET: "The access key is known there; check the secret key.",
     Verdict.CLOCK: "Set this machine's clock, or the manager's.",
     Verdict.ADDRESS_NOT_ALLOWED: "Have this machine's address allowed for the key's user.",
     Verdict.RATE_LIMITED: "Try again later, or have the key's limit raised.",
+    Verdict.FAILING: "See its log.",
     Verdict.NOT_ONE: "Check the address: for a router the one before /v1, for a cluster the manager's.",
-    Verdict.NO_SERVICE: "",
 }
 _CAUSES = {
     Cause.TLS: Verdict.TLS,

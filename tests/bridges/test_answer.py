@@ -9,7 +9,7 @@ import trio
 from bridges.serving import Asked, Script, Server, scripted
 
 from meshnode.bridges import answer as answering
-from meshnode.bridges.answer import answer
+from meshnode.bridges.answer import Reaction, answer
 from meshnode.bridges.client import Client, Headers
 from meshnode.errors import InvalidRequest, Overloaded, RemoteFailed
 from meshnode.inference import Chunk, End, Event, Message, Progress, Request
@@ -49,9 +49,11 @@ class Service:
     def began(self) -> None:
         pass
 
-    def refused(self, status: int, answer: bytes) -> bool:
+    def refused(self, status: int, answer: bytes) -> Reaction:
         self.token = "sk-new"
-        return self._renews and status == 401
+        if status == 404:
+            return Reaction.GONE
+        return Reaction.ASK_AGAIN if self._renews and status == 401 else Reaction.PLAIN
 
     def ended(self, *, ok: bool | None, tokens: int) -> None:
         self.oks.append(ok)
@@ -148,6 +150,36 @@ async def test_when_every_service_fails_the_last_failure_is_told() -> None:
 
     assert caught.value.retry_after == 3.0
     assert [target.oks for target in targets] == [[False], [None]]
+
+
+async def test_a_service_whose_proxy_chose_a_dead_replica_is_asked_again_twice() -> None:
+    asks = 0
+
+    async def lose_two(asked: Asked) -> None:
+        nonlocal asks
+        asks += 1
+        await (say_hello(asked) if asks == 3 else asked.answer(502, b"{}"))
+
+    async def lose_all(asked: Asked) -> None:
+        await asked.answer(502, b"{}")
+
+    async with services(lose_two, lose_all) as (good, bad):
+        assert text(await collect([good])) == "Hello!"
+        with pytest.raises(RemoteFailed, match="s1 failed"):
+            await collect([bad])
+
+    assert good.oks == [False, False, True]
+    assert bad.oks == [False, False, False]
+
+
+async def test_a_service_that_is_gone_is_left_for_another_whatever_its_status_says() -> None:
+    async def gone(asked: Asked) -> None:
+        await asked.answer(404, b"{}")
+
+    async with services(gone, say_hello) as (first, second):
+        assert text(await collect([first, second])) == "Hello!"
+
+    assert first.oks == [False]
 
 
 async def test_a_token_that_is_refused_is_renewed_once() -> None:

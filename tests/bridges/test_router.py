@@ -137,8 +137,8 @@ async def test_a_remote_that_warms_up_says_so_until_it_is_ready(monkeypatch: pyt
         (200, b"<html>", Verdict.NOT_ONE),
         (200, b'{"models":[]}', Verdict.NOT_ONE),
         (429, b"", Verdict.RATE_LIMITED),
-        (500, b"", Verdict.UNREACHABLE),
-        (302, b"", Verdict.UNREACHABLE),
+        (500, b"", Verdict.FAILING),
+        (302, b"", Verdict.FAILING),
     ],
 )
 async def test_registration_has_a_verdict_of_its_own_for_each_fault(status: int, body: bytes, verdict: Verdict) -> None:
