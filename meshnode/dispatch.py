@@ -19,6 +19,7 @@ from meshnode.gossip.member import Member
 from meshnode.inference import Chunk, Event, Request
 from meshnode.names import NodeId
 from meshnode.routing.policy import least_connections
+from meshnode.routing.scope import Scope
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Route, route, unambiguous
 
 MAX_ATTEMPTS = 3
@@ -50,10 +51,10 @@ class Dispatcher:
         self._in_flight: Counter[NodeId] = Counter()
 
     @asynccontextmanager
-    async def submit(self, request: Request) -> AsyncIterator["Answer"]:
-        """Answer `request` somewhere in the mesh. Raises as `routing.table.route`; leaving the block cancels the work."""
+    async def submit(self, request: Request, scope: Scope = Scope.ANY) -> AsyncIterator["Answer"]:
+        """Answer `request` somewhere within `scope`. Raises as `routing.table.route`; leaving the block cancels the work."""
         async with AsyncExitStack() as attempts:
-            answer = Answer(self, request, attempts)
+            answer = Answer(self, request, attempts, scope)
             await answer.start()
             yield answer
 
@@ -66,9 +67,9 @@ class Dispatcher:
         async with self.submit(request) as answer:
             yield answer.events
 
-    def route(self, request: Request) -> Route:
+    def route(self, request: Request, scope: Scope) -> Route:
         """Who could serve it now. Raises when nobody can."""
-        return route(request.model, self._members(), me=self.me, only_local=request.hops > 0)
+        return route(request.model, self._members(), me=self.me, only_local=request.hops > 0, scope=scope)
 
     def choose(self, candidates: Sequence[Candidate]) -> tuple[Candidate, str] | None:
         return least_connections(candidates, self._in_flight, self._rng)
@@ -91,13 +92,14 @@ class Answer:
     name the attempt that is running.
     """
 
-    def __init__(self, dispatcher: Dispatcher, request: Request, attempts: AsyncExitStack) -> None:
+    def __init__(self, dispatcher: Dispatcher, request: Request, attempts: AsyncExitStack, scope: Scope) -> None:
         self.node = ""
         self.model = request.model
         self.reason = ""
         self._dispatcher = dispatcher
         self._request = request
         self._attempts = attempts
+        self._scope = scope
         self._tried: frozenset[NodeId] = frozenset()
         self._source: Events | None = None
         self._begun = False
@@ -157,7 +159,7 @@ class Answer:
 
     def _next_candidate(self) -> tuple[Candidate, str]:
         try:
-            found = self._dispatcher.route(self._request)
+            found = self._dispatcher.route(self._request, self._scope)
         except ModelUnavailable as nobody:
             # The failed attempt says more than "nowhere up", except that only the latter tells when to come back.
             if self._failure and self._failure.retry_after is None:

@@ -25,17 +25,20 @@ from meshnode.api.app import App
 from meshnode.api.limits import Limits
 from meshnode.api.server import serve
 from meshnode.backend import Backend, Events
-from meshnode.bridges import registry
+from meshnode.bridges.bridge import Bridge
+from meshnode.bridges.registry import Added, Registry, Removed
 from meshnode.dispatch import Answer, Dispatcher
 from meshnode.errors import ConfigurationError, InvalidRequest, ModelUnavailable
 from meshnode.gossip.effects import Notify
 from meshnode.gossip.member import Member, Model
-from meshnode.gossip.view import MEMORY
+from meshnode.gossip.view import MEMORY, MODEL
 from meshnode.inference import Request
 from meshnode.mesh.listen import local_address, open_mesh_listeners
 from meshnode.mesh.membership import Membership
 from meshnode.mesh.mesh import Mesh
 from meshnode.names import NodeId, short
+from meshnode.remote import Remote
+from meshnode.routing.scope import Scope, narrower
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
 from meshnode.start import Running, Start
 from meshnode.wire.codec import encode_value
@@ -66,9 +69,15 @@ class Node:
         self._listeners = listeners
         self._secret = secret
         self._workers = _workers(start)
-        self._bridges = registry.registered()
+        self._registry = Registry(
+            start.data_dir,
+            configured=start.settings.remote,
+            members=self.members,
+            rng=random.Random(),  # noqa: S311 - to spread load and refreshes, not a secret
+        )
         self._started = trio.current_time()
         self._changed = trio.Event()
+        self._scope = Scope.LAN if start.settings.local_only else Scope.ANY
         self._draining = False
         self._serving = 0
         self._served = trio.Event()
@@ -154,9 +163,9 @@ class Node:
         self._rekeyed = (trio.current_time(), reason)
         self._renewal.set()
 
-    def submit(self, request: Request) -> AbstractAsyncContextManager[Answer]:
+    def submit(self, request: Request, scope: Scope = Scope.ANY) -> AbstractAsyncContextManager[Answer]:
         """A client's request: this node is its caller, until API keys tell more."""
-        return self._dispatcher.submit(msgspec.structs.replace(request, caller=short(self._me)))
+        return self._dispatcher.submit(msgspec.structs.replace(request, caller=short(self._me)), narrower(scope, self._scope))
 
     @asynccontextmanager
     async def serve_peer(self, request: Request, peer: NodeId) -> AsyncIterator[Events]:
@@ -184,8 +193,14 @@ class Node:
     def members(self) -> tuple[Member, ...]:
         return self.mesh.members()
 
-    def models(self) -> tuple[Listing, ...]:
-        return listings(self.members())
+    def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]:
+        return listings(self.members(), me=self._me, scope=narrower(scope, self._scope))
+
+    async def add_remote(self, remote: Remote) -> Added:
+        return await self._registry.add(remote)
+
+    async def remove_remote(self, name: str) -> Removed:
+        return await self._registry.remove(name)
 
     def ready(self) -> str:
         """Empty when some model can be asked for, else what is missing."""
@@ -239,7 +254,8 @@ class Node:
         while True:
             self._changed = trio.Event()
             self.mesh.set_load(self._load())
-            wanted = {_record_key(model): encode_value(model) for model in self._models()}
+            wanted = {f"{MODEL}{model.digest.hex()}": encode_value(model) for model in self._own_models()}
+            wanted |= self._registry.told()
             if figures := memory.figures(trio.current_time()):
                 wanted[MEMORY] = encode_value(figures)
             self._advertise(wanted, told)
@@ -247,12 +263,14 @@ class Node:
                 await self._changed.wait()
             await trio.sleep(PUBLISH_APART_S)
 
+    def _own_models(self) -> list[Model]:
+        return [worker.model for worker in self._workers if worker.model is not None]
+
     async def run_backends(self) -> None:
         async with trio.open_nursery() as nursery:
             for worker in self._workers:
                 nursery.start_soon(partial(worker.run, on_change=self.changed))
-            for bridge in self._bridges:
-                nursery.start_soon(partial(bridge.run, on_change=self.changed))
+            nursery.start_soon(partial(self._registry.run, on_change=self.changed))
 
     def _backend_of(self, candidate: Candidate) -> Backend:
         self.changed()
@@ -261,14 +279,22 @@ class Node:
         for worker in self._workers:
             if worker.model is not None and worker.model.digest == candidate.digest and worker.state is State.READY:
                 return worker
-        for bridge in self._bridges:
-            if candidate.model in {model.name for model in bridge.models()}:
-                return bridge.backend(candidate.model)
+        if not candidate.digest and (bridge := self._bridge_for(candidate.model)):
+            return bridge.backend(candidate.model)
         # Our own load in the gossip is a moment old: the worker that it calls ready may have ended since.
         raise ModelUnavailable(f"{candidate.model} has just stopped being served on this node.", retry_after=RETRY_AFTER_S)
 
+    def _bridge_for(self, name: str) -> Bridge | None:
+        """Of several that offer it the one with the least at work."""
+        offering = [
+            bridge
+            for bridge in self._registry.bridges()
+            if any(name in (model.name, *model.aliases) for model in bridge.models())
+        ]
+        return min(offering, key=lambda bridge: bridge.tally.active, default=None)
+
     def _load(self) -> tuple[ModelState, ...]:
-        return (*(worker.load() for worker in self._workers), *(state for bridge in self._bridges for state in bridge.load()))
+        return (*(worker.load() for worker in self._workers), *self._registry.load())
 
     def _advertise(self, wanted: Mapping[str, bytes], told: dict[str, bytes]) -> None:
         for key, value in wanted.items():
@@ -278,14 +304,6 @@ class Node:
             self.mesh.advertise(key, None)
         told.clear()
         told.update(wanted)
-
-    def _models(self) -> list[Model]:
-        own = [worker.model for worker in self._workers if worker.model is not None]
-        return [*own, *(model for bridge in self._bridges for model in bridge.models())]
-
-
-def _record_key(model: Model) -> str:
-    return f"model/{model.digest.hex() or model.name}"
 
 
 def _workers(start: Start) -> tuple[Worker, ...]:

@@ -51,6 +51,8 @@ ROUTES = (
     Route("GET", "/readyz", handlers.readyz),
     Route("GET", "/mesh/v1/status", handlers.status, admin=True),
     Route("POST", "/mesh/v1/join", handlers.join, admin=True),
+    Route("POST", "/mesh/v1/remotes", handlers.add_remote, admin=True),
+    Route("DELETE", "/mesh/v1/remotes/{id}", handlers.remove_remote, admin=True),
 )
 
 

@@ -17,9 +17,11 @@ from meshnode.api.completion import DONE, ChunkStream, Collected, Identity, comm
 from meshnode.api.exchange import Answer, Exchange, json_response
 from meshnode.api.http import Headers, Response, header_text
 from meshnode.api.openai import chat_request, error_object
-from meshnode.errors import InternalError, InvalidRequest, MeshnodeError, ModelNotFound
+from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, ModelNotFound
 from meshnode.inference import End, Event, Progress
 from meshnode.names import printable
+from meshnode.remote import Remote, checked
+from meshnode.routing.scope import Scope
 from meshnode.routing.table import Listing
 
 log = logging.getLogger("meshnode.api")
@@ -42,7 +44,7 @@ async def chat_completions(exchange: Exchange) -> AsyncIterator[Response]:
     def identity(answer: Answer) -> Identity:
         return Identity(id=f"chatcmpl-{exchange.id}", created=created, model=answer.model)
 
-    async with exchange.node.submit(asked.request) as answer:
+    async with exchange.node.submit(asked.request, _scope(exchange)) as answer:
         if asked.stream:
             waiting = _Waiting(answer)
             first = await waiting.next_batch()
@@ -53,6 +55,14 @@ async def chat_completions(exchange: Exchange) -> AsyncIterator[Response]:
             async for batch in answer.events:
                 collected.add(batch)
             yield json_response(collected.completion(identity(answer)), headers=_served_by(answer))
+
+
+def _scope(exchange: Exchange) -> Scope:
+    """As `x-meshnode-scope` says. Raises InvalidRequest."""
+    asked = exchange.request.headers.get("x-meshnode-scope", Scope.ANY).strip().lower()
+    if asked not in set(Scope):
+        raise InvalidRequest(f"`x-meshnode-scope` is {', '.join(Scope)}, not `{printable(asked, 32)}`.", param="x-meshnode-scope")
+    return Scope(asked)
 
 
 def _served_by(answer: Answer) -> Headers:
@@ -123,7 +133,7 @@ def _plain(respond: Callable[[Exchange], Response]) -> Callable[[Exchange], Abst
 
 @_plain
 def models(exchange: Exchange) -> Response:
-    listed = [_model_object(each, exchange.started) for each in exchange.node.models()]
+    listed = [_model_object(each, exchange.started) for each in exchange.node.models(_scope(exchange))]
     return json_response(msgspec.json.encode({"object": "list", "data": listed}))
 
 
@@ -154,6 +164,7 @@ def _model_object(listing: Listing, created: int) -> dict[str, object]:
             "size": listing.size,
             "context_length": listing.context_length,
             "nodes": listing.nodes,
+            "origins": listing.origins,
         },
     }
 
@@ -182,6 +193,25 @@ async def join(exchange: Exchange) -> AsyncIterator[Response]:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f'The body must be {{}} or {{"peer": "HOST:PORT"}}: {printable(str(error))}.') from error
     yield json_response(msgspec.json.encode(await exchange.node.join(wanted.peer)))
+
+
+@asynccontextmanager
+async def add_remote(exchange: Exchange) -> AsyncIterator[Response]:
+    """Values only: no path is read and no command run because HTTP says so (security rule 13)."""
+    try:
+        wanted = msgspec.json.decode(exchange.request.body, type=Remote)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The body is no remote: {printable(str(error))}.") from None
+    try:
+        remote = checked(wanted)
+    except ConfigurationError as error:
+        raise InvalidRequest(error.message, hint=error.hint) from error
+    yield json_response(msgspec.json.encode(await exchange.node.add_remote(remote)))
+
+
+@asynccontextmanager
+async def remove_remote(exchange: Exchange) -> AsyncIterator[Response]:
+    yield json_response(msgspec.json.encode(await exchange.node.remove_remote(exchange.rest)))
 
 
 @_plain

@@ -53,4 +53,8 @@ class Unusable(RequestError):
 
 def of_failure(failure: Failure) -> Unusable:
     verdict = _CAUSES.get(failure.cause, Verdict.UNREACHABLE)
-    return Unusable(verdict, f"{verdict.value}: {failure}.")
+    return Unusable(verdict, f"{_first_up(str(failure))}.")
+
+
+def _first_up(text: str) -> str:
+    return text[:1].upper() + text[1:]

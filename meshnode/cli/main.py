@@ -9,11 +9,21 @@ import sys
 from collections.abc import Sequence
 
 from meshnode import __version__
-from meshnode.cli import join, members, models, status, token, up
+from meshnode.cli import add, join, members, models, remotes, remove, status, token, up
 from meshnode.cli.arguments import Parser
 from meshnode.errors import MeshnodeError
 
-_COMMANDS = {"up": up, "join": join, "status": status, "members": members, "models": models, "token": token}
+_COMMANDS = {
+    "up": up,
+    "join": join,
+    "status": status,
+    "members": members,
+    "models": models,
+    "remotes": remotes,
+    "add": add,
+    "remove": remove,
+    "token": token,
+}
 _GLOBAL = {"-h", "--help", "--version"}
 
 
