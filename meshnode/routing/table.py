@@ -84,9 +84,36 @@ def route(wanted: str, members: Iterable[Member], *, me: NodeId, only_local: boo
         raise ModelNotFound(f"Node `{pin}` does not have the model `{name}`.", hint=f"It is on: {nodes}.", param="model")
     up = [holding for holding in held if holding[0].routable and (not only_local or holding[0].id == me)]
     ready = [holding for holding in up if _is_ready(holding)]
-    if not ready:
+    spilled = [] if only_local or pin or any(map(_has_room, ready)) else _spill_over(name, digest, holdings, me)
+    if not ready and not spilled:
         raise ModelUnavailable(_why_not(wanted, held, up), hint=STATUS_HINT, retry_after=RETRY_AFTER_S)
-    return Route(model=name, digest=digest, candidates=tuple(_candidate(member, model, me, name) for member, model in ready))
+    own = (_candidate(member, model, me, name) for member, model in ready)
+    return Route(model=name, digest=digest, candidates=(*own, *spilled))
+
+
+def _has_room(holding: Holding) -> bool:
+    """Whether a slot is free, as far as its node tells."""
+    load = _live(*holding)
+    return load is None or load.active + load.queued < max(1, load.slots)
+
+
+def _spill_over(name: str, digest: ModelDigest, holdings: list[Holding], me: NodeId) -> list[Candidate]:
+    """Remotes that have a model of this name and were registered to help out where the mesh's own nodes are busy or away.
+
+    They are asked by the name that can mean nothing else: theirs may be other weights, and the bare name means the mesh's.
+    """
+    if not digest:
+        return []
+    return [
+        _candidate(member, model, me, f"{model.origin}/{model.name}")
+        for member, model in holdings
+        if model.origin and member.routable and _helps_out(member, model) and name in _names(model) and _is_ready((member, model))
+    ]
+
+
+def _helps_out(member: Member, model: Model) -> bool:
+    pinned = f"{model.origin}/{model.name}" in model.aliases
+    return pinned and any(remote.name == model.origin and remote.spill_over for remote in member.remotes)
 
 
 def unambiguous(candidate: Candidate) -> str:

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from meshnode.errors import ModelNotFound, ModelUnavailable
-from meshnode.gossip.member import Member, Model, State
+from meshnode.gossip.member import Bridged, Member, Model, State
 from meshnode.names import ModelDigest, short
 from meshnode.routing.scope import Scope, narrower
 from meshnode.routing.table import Route, listings, route
@@ -193,3 +193,30 @@ def test_a_remote_model_behind_a_name_of_our_own_is_listed_by_the_name_that_reac
 def test_the_narrower_of_two_scopes_counts() -> None:
     assert narrower(Scope.ANY, Scope.LAN) is narrower(Scope.LAN, Scope.ANY) is Scope.LAN
     assert narrower(Scope.NODE, Scope.LAN) is Scope.NODE
+
+
+def helping(member: Member, *models: Model, spill_over: bool = True) -> Member:
+    remote = Bridged(name="lab", kind="cluster", spill_over=spill_over)
+    return msgspec.structs.replace(bridged(member, *models), remotes=(remote,))
+
+
+@pytest.mark.parametrize(
+    ("active", "spill_over", "asked"),
+    [(3, True, {"qwen"}), (4, True, {"qwen", "lab/qwen"}), (4, False, {"qwen"})],
+)
+def test_a_remote_helps_out_only_where_it_was_registered_so_and_the_own_nodes_are_full(
+    active: int, spill_over: bool, asked: set[str]
+) -> None:
+    members = (fake_member("a", "qwen", active=active), helping(fake_member("b"), of_remote("qwen"), spill_over=spill_over))
+
+    assert {candidate.model for candidate in route("qwen", members, me=members[0].id).candidates} == asked
+
+
+def test_a_remote_helps_out_where_the_own_nodes_are_away_but_not_against_scope_or_pin() -> None:
+    lost = fake_member("a", "qwen", routable=False, reason="gone")
+    members = (lost, helping(fake_member("b"), of_remote("qwen")))
+
+    assert nodes(route("qwen", members, me=members[1].id)) == ["b"]
+    for wanted, scope in (("qwen", Scope.LAN), ("qwen@a", Scope.ANY)):
+        with pytest.raises(ModelUnavailable):
+            route(wanted, members, me=members[1].id, scope=scope)
