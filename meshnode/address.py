@@ -8,6 +8,8 @@ from meshnode.errors import ConfigurationError
 
 MESH_PORT = 4850
 API_PORT = 4860
+OLLAMA_PORT = 11434
+"""Where clients of Ollama look for it."""
 
 
 class Address(NamedTuple):

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from meshnode.address import API_PORT, MESH_PORT, Address, parse
+from meshnode.address import API_PORT, MESH_PORT, OLLAMA_PORT, Address, parse
 from meshnode.errors import ConfigurationError
-from meshnode.names import is_name
+from meshnode.names import fit, is_name
 from meshnode.remote import Remote
 
 REMOTES = "remote"
@@ -25,7 +25,7 @@ TOKEN_VARIABLE = "MESHNODE_TOKEN"  # noqa: S105 - a variable's name
 """A secret: never kept in `Settings`, and `take_token` takes it out of the environment before a child process can inherit it."""
 
 
-_ON_BY_DEFAULT = frozenset({"worker", "mdns"})
+_ON_BY_DEFAULT = frozenset({"worker", "mdns", "kv_unified"})
 """Switches whose flag turns them off."""
 
 
@@ -56,10 +56,27 @@ class Option(NamedTuple):
 OPTIONS = (
     Option("name", Kind.TEXT, "NAME", "this node's name in the mesh (default: the host's name)"),
     Option("model", Kind.LIST, "[ALIAS=]PATH", "serve this GGUF file; repeatable (default: the demo model)"),
+    Option("models_dir", Kind.LIST, "DIR", "offer every GGUF file in and below this folder, loaded when asked for; repeatable"),
+    Option("keep_alive", Kind.NUMBER, "SECONDS", "unload a model of a folder when unused for so long (default: 300; 0: never)"),
     Option("worker", Kind.SWITCH, "", "serve no model, only ask others"),
     Option("slots", Kind.NUMBER, "N", "requests that one model answers at a time (default: 4)"),
-    Option("context_length", Kind.NUMBER, "TOKENS", "context of one request (default: the model's, at most 4096)"),
+    Option(
+        "context_length",
+        Kind.NUMBER,
+        "TOKENS",
+        "context of a slot (default: the model's, at most 4096); one request may use that of all slots, up to the model's",
+    ),
+    Option(
+        "kv_unified",
+        Kind.SWITCH,
+        "",
+        "give each slot its own part of the KV cache: faster with many requests, but none is longer or shared",
+    ),
+    Option("kv_type", Kind.TEXT, "TYPE", "precision of the KV cache: f16, q8_0 (half the memory) or q4_0 (default: f16)"),
+    Option("flash_attention", Kind.TEXT, "WHEN", "auto, on or off (default: auto)"),
+    Option("gpu_layers", Kind.NUMBER, "N", "layers of a model on the GPU, if there is one (default: all)"),
     Option("api", Kind.TEXT, "HOST:PORT", f"where the HTTP API listens (default: 127.0.0.1:{API_PORT})"),
+    Option("as_ollama", Kind.SWITCH, "", f"listen on port {OLLAMA_PORT} too, where Ollama would, when that is free"),
     Option("insecure_api", Kind.SWITCH, "", "allow --api on an address that others can reach, without a key"),
     Option(
         "mesh",
@@ -90,14 +107,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     more to a person than a random word."""
     model: tuple[tuple[str, Path], ...] = ()
     """(name, path); none means the demo model, so that the first run answers without a download."""
+    models_dir: tuple[Path, ...] = ()
+    """Only what the operator names is ever loaded (security rule 17)."""
+    keep_alive: int = 300
+    """Long enough for a pause in a conversation, short enough to give a person's memory back. What others need sooner, they get
+    sooner. Models of `model` stay loaded."""
     worker: bool = True
     """False for a node that only asks, such as a laptop on battery."""
     slots: int = 4
     """1 to 64. More slots share the same speed; 4 suits one person with a few tools."""
     context_length: int | None = None
-    """At least 256. Every slot pays for it in memory, hence not the model's own limit, which may be 128 k."""
+    """At least 256. Every slot pays for it in memory, hence not the model's own limit, which may be 128 k. What all slots have
+    together is one pool, from which a request takes what it needs, up to the model's own limit."""
+    kv_unified: bool = True
+    """One pool suits a few users: any mix of lengths, and what begins alike is kept once. In parts, decoding at 8 streams or more
+    is 15 to 25 % faster, a request has one slot's context, and running ones share nothing."""
+    kv_type: str = "f16"
+    """Exact, and as fast as any. q8_0 is hardly worse and makes room for twice the context; q4_0 costs quality."""
+    flash_attention: str = "auto"
+    """llama.cpp knows for which models and devices it is right."""
+    gpu_layers: int | None = None
+    """None: all, which is what a GPU is there for. Fewer make room on it, 0 leaves it alone."""
     api: Address = Address("127.0.0.1", API_PORT)
     """Loopback, which the kernel guards. 4860 is far from the ports that other model servers take; 0 takes any free one."""
+    as_ollama: bool = False
+    """Off: who has Ollama as well does not expect to be answered by another program there. On the same host as `api`."""
     insecure_api: bool = False
     """Off, for every rival that opened its API by default was reported as vulnerable."""
     mesh: tuple[Address, ...] = (Address("0.0.0.0", MESH_PORT), Address("::", MESH_PORT))  # noqa: S104 - mutual TLS guards it (D5)
@@ -233,7 +267,8 @@ def _nearest(name: str, known: Collection[str]) -> str:
 
 
 def _checked(values: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
-    checked: dict[str, Any] = {key: values[key] for key in ("worker", "mdns", "insecure_api", "local_only") if key in values}
+    switches = ("worker", "mdns", "as_ollama", "insecure_api", "kv_unified", "local_only")
+    checked: dict[str, Any] = {key: values[key] for key in switches if key in values}
     if REMOTES in values:
         from meshnode import remote_file  # which runs commands, and few need it
 
@@ -243,9 +278,16 @@ def _checked(values: Mapping[str, Any], environment: Mapping[str, str]) -> Setti
     checked |= {key: _addresses(values[key], key) for key in ("mesh", "peer", "advertise") if key in values}
     if "model" in values:
         checked["model"] = _models(values["model"])
+    checked["models_dir"] = tuple(map(_folder, values.get("models_dir", ())))
     if "token_file" in values:
         checked["token_file"] = _readable(values["token_file"], "--token-file")
     checked |= _bounded(values, "slots", 1, 64) | _bounded(values, "context_length", 256, 10_000_000)
+    checked |= _bounded(values, "keep_alive", 0, 10_000_000) | _bounded(values, "gpu_layers", 0, 10_000)
+    checked |= _one_of(values, "kv_type", ("f16", "q8_0", "q4_0")) | _one_of(values, "flash_attention", ("auto", "on", "off"))
+    if checked.get("kv_type", "f16") != "f16" and checked.get("flash_attention") == "off":
+        raise ConfigurationError(
+            f"--kv-type {checked['kv_type']} needs flash attention.", hint="Leave out --flash-attention off, or use f16."
+        )
     checked |= _one_of(values, "log_level", ("debug", "info", "warning", "error")) | _one_of(
         values, "log_format", ("text", "json")
     )
@@ -273,12 +315,7 @@ def _node_name(given: str | None) -> str:
         raise ConfigurationError(
             f"--name {given!r} cannot be a node's name.", hint="Use up to 128 letters, digits and . _ : / @ -"
         )
-    return given or _fit(socket.gethostname()) or "node"
-
-
-def _fit(text: str) -> str:
-    """`text` made into a name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")[:64]
+    return given or fit(socket.gethostname()) or "node"
 
 
 def _addresses(texts: list[str], key: str) -> tuple[Address, ...]:
@@ -303,7 +340,7 @@ def _model(item: str) -> tuple[str, Path]:
         raise ConfigurationError(
             f"--model {item!r}: {alias!r} cannot be a model's name.", hint="Use letters, digits and . _ : / @ -"
         )
-    return alias or _fit(Path(path).stem) or "model", _readable(path, "--model")
+    return alias or fit(Path(path).stem) or "model", _readable(path, "--model")
 
 
 def _readable(text: str, flag: str) -> Path:
@@ -315,6 +352,15 @@ def _readable(text: str, flag: str) -> Path:
         raise ConfigurationError(f"{flag} {text}: there is no such file.", hint="Check the path.")
     if not os.access(path, os.R_OK):
         raise ConfigurationError(f"{flag} {text}: this user may not read it.", hint=f"See: ls -l {path}")
+    return path
+
+
+def _folder(text: str) -> Path:
+    path = _path(text)
+    if not os.path.isdir(path):
+        raise ConfigurationError(f"--models-dir {text}: there is no such folder.", hint="Check the path.")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise ConfigurationError(f"--models-dir {text}: this user may not read it.", hint=f"See: ls -ld {path}")
     return path
 
 

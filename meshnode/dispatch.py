@@ -1,8 +1,9 @@
 """One request from resolved model to last event: choose, reserve, submit, and try elsewhere while that is still honest.
 
-An answer may move to another node until its first chunk has been passed on; after that a loss is an error, because the caller has
-read text that another node would write differently. Each attempt holds one reservation, from the choice until the backend's block
-is left, and `_attempt` is the only place that makes one.
+An answer may move to another node until its first chunk has been passed on. After that only a node with the same weights may go
+on, which is told what was said already (`routing.continuation`). Where there is none, a loss is an error, because the caller has
+read text that other weights would write differently. Each attempt holds one reservation, from the choice until the backend's
+block is left, and `_attempt` is the only place that makes one.
 """
 
 import random
@@ -17,7 +18,8 @@ from meshnode.backend import Backend, Events
 from meshnode.errors import InternalError, ModelUnavailable, ServingError, WorkerCrashed, WorkerFailed
 from meshnode.gossip.member import Member
 from meshnode.inference import Chunk, Event, Request
-from meshnode.names import NodeId
+from meshnode.names import ModelDigest, NodeId
+from meshnode.routing.continuation import Spoken
 from meshnode.routing.policy import least_connections
 from meshnode.routing.scope import Scope
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Route, route, unambiguous
@@ -74,6 +76,9 @@ class Dispatcher:
     def choose(self, candidates: Sequence[Candidate]) -> tuple[Candidate, str] | None:
         return least_connections(candidates, self._in_flight, self._rng)
 
+    def draw_seed(self) -> int:
+        return self._rng.getrandbits(63)
+
     @contextmanager
     def reserve(self, candidate: Candidate) -> Iterator[Backend]:
         """Count the request against the node at once, before any gossip can tell, and until the attempt is over."""
@@ -96,13 +101,17 @@ class Answer:
         self.node = ""
         self.model = request.model
         self.reason = ""
+        self.resumed = 0
+        """How often it went on elsewhere after its first text."""
         self._dispatcher = dispatcher
         self._request = request
         self._attempts = attempts
         self._scope = scope
         self._tried: frozenset[NodeId] = frozenset()
         self._source: Events | None = None
-        self._begun = False
+        self._spoken = Spoken()
+        self._digest = ModelDigest(b"")
+        """The weights that speak; none where only a name is known."""
         self._failure: ServingError | None = None
         """The last one."""
         self._final: ServingError | None = None
@@ -125,7 +134,9 @@ class Answer:
             except ServingError as error:
                 self._give_up(error)
                 continue
-            self._begun = self._begun or any(isinstance(event, Chunk) for event in batch)
+            for event in batch:
+                if isinstance(event, Chunk):
+                    self._spoken.hear(event)
             return batch
 
     async def start(self) -> None:
@@ -151,6 +162,10 @@ class Answer:
 
     async def _attempt(self, candidate: Candidate) -> None:
         backend = self._attempts.enter_context(self._dispatcher.reserve(candidate))
+        self._digest = candidate.digest
+        if candidate.digest and self._request.sampling.seed is None:  # whoever goes on must draw as this node does
+            sampling = msgspec.structs.replace(self._request.sampling, seed=self._dispatcher.draw_seed())
+            self._request = msgspec.structs.replace(self._request, sampling=sampling)
         if candidate.local:
             request = msgspec.structs.replace(self._request, model=candidate.model)
         else:
@@ -162,11 +177,14 @@ class Answer:
             found = self._dispatcher.route(self._request, self._scope)
         except ModelUnavailable as nobody:
             # The failed attempt says more than "nowhere up", except that only the latter tells when to come back.
-            if self._failure and self._failure.retry_after is None:
+            if self._failure and not self._spoken.begun and self._failure.retry_after is None:
                 raise nobody from self._failure
             raise self._failure or nobody from None
         self.model = found.model
-        chosen = self._dispatcher.choose([candidate for candidate in found.candidates if candidate.node not in self._tried])
+        left = [candidate for candidate in found.candidates if candidate.node not in self._tried]
+        if self._spoken.begun:
+            left = [candidate for candidate in left if candidate.digest == self._digest]
+        chosen = self._dispatcher.choose(left)
         if chosen is None or len(self._tried) >= MAX_ATTEMPTS:
             raise self._exhausted()
         return chosen
@@ -174,7 +192,7 @@ class Answer:
     def _exhausted(self) -> ServingError:
         """Every holder was asked and failed: to the caller that is 503, come back later, with the last failure's words."""
         failure = self._failure or InternalError("No node was asked.")
-        if not failure.retryable or failure.retry_after is not None:
+        if not failure.retryable or failure.retry_after is not None or self._spoken.begun:
             return failure
         message = f"No node could answer (tried {len(self._tried)}): {failure.message}"
         return ModelUnavailable(message, hint=failure.hint, retry_after=RETRY_AFTER_S)
@@ -186,10 +204,19 @@ class Answer:
         """
         self._source = None
         self._failure = error
-        if self._begun or not error.retryable or self._request.hops:
+        if not error.retryable or self._request.hops or (self._spoken.begun and not self._can_go_on()):
             self._final = error
         elif isinstance(error, WorkerFailed):
             deaths = self._request.worker_deaths + 1
             self._request = msgspec.structs.replace(self._request, worker_deaths=deaths)
             if deaths >= MAX_WORKER_DEATHS:
                 self._final = WorkerCrashed(f"{deaths} workers failed under this request: {error.message}")
+
+    def _can_go_on(self) -> bool:
+        """Whether another node can take over in the middle, which it can for one choice of text; then the request says where."""
+        resume = self._spoken.resume() if self._digest and self._request.n == 1 and self._request.inputs is None else None
+        if resume is None:
+            return False
+        self._request = msgspec.structs.replace(self._request, resume=resume)
+        self.resumed += 1
+        return True

@@ -2,7 +2,7 @@
 
     MeshnodeError
     ├── ConfigurationError      the operator's: a flag, a file, a token, a port; the process exits with it
-    ├── RequestError            the caller's: a status 4xx; no other node would answer differently
+    ├── RequestError            the caller's: a status 4xx, or 501; no other node would answer differently
     │   ├── InvalidRequest      400
     │   ├── Unsupported         400: named, and not possible yet
     │   ├── ContextTooLong      400
@@ -14,7 +14,8 @@
     │   ├── RequestTimeout      408: the request did not arrive in time
     │   ├── BodyTooLarge        413
     │   ├── Misdirected         421: a Host header that is not ours
-    │   └── HeadersTooLarge     431
+    │   ├── HeadersTooLarge     431
+    │   └── NotProvided         501: what another server of the same API does, and this one never will
     ├── ServingError            ours or a peer's: a status 5xx; `retryable` says whether another node may be tried
     │   ├── ModelUnavailable    503: known, and nowhere up now
     │   ├── Overloaded          503
@@ -123,6 +124,11 @@ class Misdirected(RequestError):
 class HeadersTooLarge(RequestError):
     status = 431
     code = "headers_too_large"
+
+
+class NotProvided(RequestError):
+    status = 501
+    code = "not_provided"
 
 
 class ServingError(MeshnodeError):

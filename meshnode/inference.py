@@ -5,12 +5,15 @@ events: any number of `Progress` and `Chunk`, then one `End`; a failure is an ex
 The types are msgspec structs because they cross process and machine borders; unknown fields of a newer peer are ignored.
 """
 
+import base64
 from enum import IntEnum, StrEnum
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+MAX_CHOICES = 8
+"""Of one request. Each takes a slot, and one client should not have them all for long: a guess."""
 MAX_BIASES = 1024
 """In one request. OpenAI takes 300; each costs every token of the answer some nanoseconds."""
 
@@ -18,6 +21,10 @@ MAX_TOP_LOGPROBS = 20
 """OpenAI's bound."""
 MAX_TOKEN_TEXT = 256
 """Bytes of a token's text beside its log-probability; longer ones, runs of blanks mostly, are cut. So twenty fit into a frame."""
+MAX_INPUTS = 2048
+"""Texts in one request for embeddings; OpenAI's bound."""
+MAX_SCHEMA = 64 * 1024
+"""Bytes of a schema or a grammar (security rule 15): ten times what people write."""
 MAX_TOOL_CALLS = 128
 """In one choice of an answer; OpenAI's bound of tools in a request. What a model writes beyond stays text."""
 MAX_TOOL_NAME = 128
@@ -76,7 +83,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int | None = None
     seed: int | None = None
     max_tokens: int | None = None
-    """Of the answer, per choice; None means until the context is full."""
+    """Of the answer, per choice; None means until the context is full. 0: only count the prompt, of whatever length."""
     stop: tuple[str, ...] = ()
     min_p: float | None = None
     typical_p: float | None = None
@@ -97,17 +104,24 @@ class Logprobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """`kind` is text, json_object or json_schema; `schema` is JSON text."""
+    """`kind` is text, json_object, json_schema or grammar; `schema` is the schema as JSON text, or the grammar in GBNF."""
 
     kind: str = "text"
     schema: str | None = None
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True):
-    """Continue an answer that another node began: replay `token_ids` in silence, then emit only text beyond `emitted_chars`."""
+    """Continue an answer that another node began: replay `token_ids` in silence, then emit only what is beyond `emitted`."""
 
     token_ids: tuple[int, ...]
     emitted_chars: int
+    emitted_reasoning: int = 0
+    emitted_arguments: int = 0
+
+    @property
+    def emitted(self) -> tuple[int, int, int]:
+        """Characters of text, of reasoning, and of the arguments of all calls together: arguments are never empty."""
+        return self.emitted_chars, self.emitted_reasoning, self.emitted_arguments
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +131,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """As resolved: a model's name, without `@node` or aliases of other nodes."""
     messages: tuple[Message, ...]
+    prompt: str | tuple[int, ...] | None = None
+    """In place of messages and a template: the model goes on with this very text, in which it may name control tokens, or with
+    these very tokens."""
+    echo: bool = False
+    """With `max_tokens` 0: the answer is the prompt itself, as text and tokens."""
     sampling: Sampling = Sampling()
     n: int = 1
     tools: str | None = None
@@ -125,6 +144,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """JSON text of OpenAI's `tool_choice`."""
     parallel_tool_calls: bool = True
     """Whether an answer may call several tools; else it ends with the first call."""
+    thinking: bool | None = None
+    """Whether the model shall think before it answers, where its template leaves us the choice. None: as the template has it."""
     response_format: ResponseFormat = ResponseFormat()
     logprobs: Logprobs | None = None
     priority: Priority = Priority.DEFAULT
@@ -137,6 +158,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     worker_deaths: int = 0
     """How many workers died under it (security rule 15)."""
     resume: Resume | None = None
+    inputs: Annotated[tuple[str, ...], Meta(max_length=MAX_INPUTS)] | None = None
+    """Texts to embed; then there are no messages. Choice i of the answer is the vector of text i, see `vector_text`."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -200,7 +223,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chu
 
     `token_ids` are the tokens drawn since the last chunk, held-back text included. `finish` is set on the choice's last chunk.
     `logprobs`, where asked for, are those of `token_ids`, without the token that ends the answer. What the model thinks before it
-    answers is `reasoning` and no part of the text, and neither are its calls of tools.
+    answers is `reasoning` and no part of the text, and neither are its calls of tools. `stop` tells beside `finish` which of the
+    request's stop strings ended the choice, if one did.
     """
 
     choice: int
@@ -210,6 +234,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="chu
     logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    stop: int | None = None
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end"):
@@ -220,3 +245,11 @@ class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="end")
 
 
 Event = Progress | Chunk | End
+
+
+def vector_text(values: bytes) -> str:
+    """A vector as the text of an answer: base64 of its little-endian single-precision numbers, as OpenAI's API shows it.
+
+    So embeddings take the way of all answers, with the same credit, limits and failover, for a third more bytes.
+    """
+    return base64.b64encode(values).decode()

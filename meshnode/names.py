@@ -22,6 +22,11 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def fit(text: str, limit: int = 64) -> str:
+    """`text` made into a name of at most `limit` characters without `/`, `:` and `@`; empty when nothing of it is left."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")[:limit]
+
+
 def is_model_reference(text: str) -> bool:
     """Whether `text` may ask for a model: a name, or `name#8hex` for these very weights."""
     name, mark, digits = text.partition("#")

@@ -4,13 +4,14 @@ The only module that knows all parts. Nothing is decided here: `gossip` decides 
 """
 
 import logging
+import math
 import os
 import random
 import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +21,7 @@ import msgspec
 import trio
 
 from meshnode import __version__, credentials, status
-from meshnode.address import MESH_PORT, Address, parse
+from meshnode.address import MESH_PORT, OLLAMA_PORT, Address, parse
 from meshnode.api.app import App
 from meshnode.api.limits import Limits
 from meshnode.api.server import serve
@@ -28,9 +29,9 @@ from meshnode.backend import Backend, Events
 from meshnode.bridges.bridge import Bridge
 from meshnode.bridges.registry import Added, Registry, Removed
 from meshnode.dispatch import Answer, Dispatcher
-from meshnode.errors import ConfigurationError, InvalidRequest, ModelUnavailable
+from meshnode.errors import ConfigurationError, InvalidRequest, ModelNotFound, ModelUnavailable
 from meshnode.gossip.effects import Notify
-from meshnode.gossip.member import Member, Model
+from meshnode.gossip.member import Member
 from meshnode.gossip.view import MEMORY, MODEL
 from meshnode.inference import Request
 from meshnode.mesh.listen import local_address, open_mesh_listeners
@@ -43,8 +44,9 @@ from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
 from meshnode.start import Running, Start
 from meshnode.wire.codec import encode_value
 from meshnode.wire.messages import ModelState
+from meshnode.worker.compute import Compute, FlashAttention, KvType
 from meshnode.worker.machine import Memory
-from meshnode.worker.supervisor import State, Worker
+from meshnode.worker.models import Models
 
 log = logging.getLogger("meshnode.node")
 
@@ -61,14 +63,17 @@ class Node:
     membership: Membership
     """The current one, from the first `live` on."""
 
-    def __init__(self, start: Start, *, api: str, listeners: Sequence[trio.SocketListener], secret: str) -> None:
+    def __init__(
+        self, start: Start, *, api: str, ollama: str = "", listeners: Sequence[trio.SocketListener], secret: str
+    ) -> None:
         self.name = start.settings.name
         self._start = start
         self._token = start.token
         self._api = api
+        self._ollama = ollama
         self._listeners = listeners
         self._secret = secret
-        self._workers = _workers(start)
+        self._models = _models(start)
         self._registry = Registry(
             start.data_dir,
             configured=start.settings.remote,
@@ -117,6 +122,7 @@ class Node:
             node_id=identity.node_id.hex(),
             mesh_id=identity.mesh_id.hex(),
             api=self._api,
+            ollama=self._ollama,
             mesh=tuple(str(local_address(listener)) for listener in self._listeners),
             advertised=self.membership.advertised,
         )
@@ -163,9 +169,20 @@ class Node:
         self._rekeyed = (trio.current_time(), reason)
         self._renewal.set()
 
-    def submit(self, request: Request, scope: Scope = Scope.ANY) -> AbstractAsyncContextManager[Answer]:
+    @asynccontextmanager
+    async def submit(self, request: Request, scope: Scope = Scope.ANY) -> AsyncIterator[Answer]:
         """A client's request: this node is its caller, until API keys tell more."""
-        return self._dispatcher.submit(msgspec.structs.replace(request, caller=short(self._me)), narrower(scope, self._scope))
+        request = msgspec.structs.replace(request, caller=short(self._me))
+        scope = narrower(scope, self._scope)
+        try:
+            self._dispatcher.route(request, scope)
+        except ModelNotFound:
+            if await self._models.look_again():
+                self.mesh.set_load(self._load())  # a file just found is then "not ready" and not "does not exist"
+        except ModelUnavailable:
+            pass  # told when it is tried
+        async with self._dispatcher.submit(request, scope) as answer:
+            yield answer
 
     @asynccontextmanager
     async def serve_peer(self, request: Request, peer: NodeId) -> AsyncIterator[Events]:
@@ -206,7 +223,7 @@ class Node:
         """Empty when some model can be asked for, else what is missing."""
         if self.models():
             return ""
-        waiting = [f"{worker.name}: {worker.state.value}" for worker in self._workers]
+        waiting = self._models.waiting()
         return f"no model yet ({', '.join(waiting)})" if waiting else "no node with a model is linked"
 
     def report(self) -> status.Report:
@@ -225,7 +242,8 @@ class Node:
         )
         configured = set(map(str, self._start.settings.peer))  # who else is dialled in vain is only not at home
         workers = [
-            status.Worker(name=worker.name, state="failed", reason=worker.trouble) for worker in self._workers if worker.trouble
+            status.Worker(name=trouble.name, state="unusable" if trouble.of_file else "failed", reason=trouble.reason)
+            for trouble in self._models.troubles()
         ]
         refusals = [
             status.Refusal(addr=refusal.addr, reason=refusal.reason, age_s=now - refusal.at, count=refusal.count)
@@ -254,7 +272,7 @@ class Node:
         while True:
             self._changed = trio.Event()
             self.mesh.set_load(self._load())
-            wanted = {f"{MODEL}{model.digest.hex()}": encode_value(model) for model in self._own_models()}
+            wanted = {f"{MODEL}{model.digest.hex()}": encode_value(model) for model in self._models.records()}
             wanted |= self._registry.told()
             if figures := memory.figures(trio.current_time()):
                 wanted[MEMORY] = encode_value(figures)
@@ -263,22 +281,17 @@ class Node:
                 await self._changed.wait()
             await trio.sleep(PUBLISH_APART_S)
 
-    def _own_models(self) -> list[Model]:
-        return [worker.model for worker in self._workers if worker.model is not None]
-
     async def run_backends(self) -> None:
         async with trio.open_nursery() as nursery:
-            for worker in self._workers:
-                nursery.start_soon(partial(worker.run, on_change=self.changed))
+            nursery.start_soon(partial(self._models.run, on_change=self.changed))
             nursery.start_soon(partial(self._registry.run, on_change=self.changed))
 
     def _backend_of(self, candidate: Candidate) -> Backend:
         self.changed()
         if not candidate.local:
             return self.mesh.backend(candidate.node)
-        for worker in self._workers:
-            if worker.model is not None and worker.model.digest == candidate.digest and worker.state is State.READY:
-                return worker
+        if candidate.digest and (worker := self._models.backend(candidate.digest)):
+            return worker
         if not candidate.digest and (bridge := self._bridge_for(candidate.model)):
             return bridge.backend(candidate.model)
         # Our own load in the gossip is a moment old: the worker that it calls ready may have ended since.
@@ -294,28 +307,40 @@ class Node:
         return min(offering, key=lambda bridge: bridge.tally.active, default=None)
 
     def _load(self) -> tuple[ModelState, ...]:
-        return (*(worker.load() for worker in self._workers), *self._registry.load())
+        return (*self._models.load(), *self._registry.load())
 
     def _advertise(self, wanted: Mapping[str, bytes], told: dict[str, bytes]) -> None:
         for key, value in wanted.items():
             if told.get(key) != value:
-                self.mesh.advertise(key, value)
+                try:
+                    self.mesh.advertise(key, value)
+                except ValueError as error:  # a record is bounded, and remembers what was once in it
+                    log.warning("the others cannot be told of %s: %s; a restart of this node helps", key, error)
         for key in told.keys() - wanted.keys():
             self.mesh.advertise(key, None)
         told.clear()
         told.update(wanted)
 
 
-def _workers(start: Start) -> tuple[Worker, ...]:
-    """One for each model file; the demo model when none was named, so that the first run answers."""
+def _models(start: Start) -> Models:
+    """Those that the settings name; the demo model when they name none, so that the first run answers."""
     settings = start.settings
-    if not settings.worker:
-        return ()
-    sources = settings.model or (("demo", Path(str(files("meshnode") / "data" / "demo.gguf"))),)
-    cache = start.data_dir.subdirectory("cache")
-    return tuple(
-        Worker(name, path, cache_dir=cache, slots=settings.slots, context_length=settings.context_length)
-        for name, path in sources
+    given = settings.model
+    if not given and not settings.models_dir:
+        given = (("demo", Path(str(files("meshnode") / "data" / "demo.gguf"))),)
+    return Models(
+        given if settings.worker else (),
+        settings.models_dir if settings.worker else (),
+        cache_dir=start.data_dir.subdirectory("cache"),
+        slots=settings.slots,
+        context_length=settings.context_length,
+        compute=Compute(
+            unified=settings.kv_unified,
+            gpu_layers=settings.gpu_layers,
+            kv_type=KvType(settings.kv_type),
+            flash_attention=FlashAttention(settings.flash_attention),
+        ),
+        keep_alive=settings.keep_alive or math.inf,
     )
 
 
@@ -323,9 +348,11 @@ async def run(start: Start) -> None:
     """Run one node until SIGINT or SIGTERM. Raises ConfigurationError when it cannot start."""
     settings = start.settings
     api_listeners = await _open_api(settings.api)
+    ollama_listeners = await _open_as_ollama(settings.api) if settings.as_ollama else []
+    ollama = str(local_address(ollama_listeners[0])) if ollama_listeners else ""
     mesh_listeners = await open_mesh_listeners([str(address) for address in settings.mesh])
     secret = secrets.token_urlsafe(32)
-    node = Node(start, api=str(local_address(api_listeners[0])), listeners=mesh_listeners, secret=secret)
+    node = Node(start, api=str(local_address(api_listeners[0])), ollama=ollama, listeners=mesh_listeners, secret=secret)
     app = App(node, admin_secret=secret, hosts=frozenset({settings.api.host}))
     stopping = trio.Event()
     try:
@@ -335,7 +362,7 @@ async def run(start: Start) -> None:
             nursery.start_soon(node.run_backends)
             async with trio.open_nursery() as answering:
                 limits = Limits(grace_s=STOP_GRACE_S)
-                await answering.start(partial(serve, app, api_listeners, stopping=stopping, limits=limits))
+                await answering.start(partial(serve, app, [*api_listeners, *ollama_listeners], stopping=stopping, limits=limits))
                 answering.start_soon(node.drain, stopping)
                 start.announce(running)
             await node.mesh.leave()
@@ -361,6 +388,18 @@ async def _open_api(address: Address) -> list[trio.SocketListener]:
             f"--api {address}: {error.strerror or error}.",
             hint="Stop what uses it, or choose another: --api 127.0.0.1:0 takes any port.",
         ) from error
+
+
+async def _open_as_ollama(api: Address) -> list[trio.SocketListener]:
+    """None when the port is taken, by Ollama itself most likely: then the node does without."""
+    address = Address(api.host, OLLAMA_PORT)
+    if api == address:
+        return []
+    try:
+        return list(await trio.open_tcp_listeners(address.port, host=address.host))
+    except OSError as error:
+        log.warning("--as-ollama: nothing listens on %s (%s); clients of Ollama find %s.", address, error.strerror or error, api)
+        return []
 
 
 def _log_change(change: Notify) -> None:

@@ -17,6 +17,8 @@ class Running:
     mesh_id: str
     api: str
     mesh: tuple[str, ...]
+    ollama: str = ""
+    """Where the API listens as well, as Ollama would; empty: nowhere."""
     advertised: tuple[str, ...] = ()
     """Where other machines reach `mesh`, as this node tells them."""
 

@@ -106,10 +106,11 @@ class MemberLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
-    """An own worker, which may have failed before any record could tell of its model."""
+    """An own worker, which may have failed before any record could tell of its model; or a file that is no model to work with."""
 
     name: str
     state: str
+    """`failed`; `unusable` for a file or a folder."""
     reason: str
 
 
@@ -295,11 +296,16 @@ def _load(states: Iterable[ModelState]) -> Load:
 
 
 def _worker_health(workers: Iterable[Worker]) -> list[str]:
-    return [
+    failed = [
         f"the worker for {worker.name} failed: {printable(worker.reason).rstrip('.')}. "
         "It starts again by itself, or when its file changes; the log says more."
         for worker in workers
         if worker.state == "failed"
+    ]
+    return failed + [
+        f"{printable(worker.reason).rstrip('.')}. It is looked at again when it changes."
+        for worker in workers
+        if worker.state == "unusable"
     ]
 
 

@@ -182,3 +182,21 @@ def test_every_setting_says_why_it_is_as_it_is() -> None:
 
 def test_every_setting_has_a_row_in_the_table() -> None:
     assert {option.key for option in OPTIONS} | {REMOTES} == set(Settings.__struct_fields__)
+
+
+def test_folders_of_models_must_be_there(home: dict[str, str], tmp_path: Path) -> None:
+    given = load({"models_dir": [str(tmp_path)]}, home)
+
+    assert (given.models_dir, given.keep_alive) == ((tmp_path,), 300)
+    with pytest.raises(ConfigurationError, match=r"--models-dir .*nowhere: there is no such folder"):
+        load({"models_dir": [str(tmp_path / "nowhere")]}, home)
+
+
+def test_how_to_compute_is_checked(home: dict[str, str]) -> None:
+    given = load({"kv_type": "q8_0", "flash_attention": "on", "gpu_layers": 0}, home)
+
+    assert (given.kv_type, given.flash_attention, given.gpu_layers) == ("q8_0", "on", 0)
+    with pytest.raises(ConfigurationError, match=r"--kv-type 'f8' is unknown.*f16, q8_0, q4_0"):
+        load({"kv_type": "f8"}, home)
+    with pytest.raises(ConfigurationError, match="--kv-type q4_0 needs flash attention"):
+        load({"kv_type": "q4_0", "flash_attention": "off"}, home)

@@ -22,9 +22,10 @@ from meshnode.errors import (
     WorkerFailed,
 )
 from meshnode.gossip.member import Member
-from meshnode.inference import Chunk, Message, Request
+from meshnode.inference import Chunk, End, Event, Message, Request, Resume, ToolCall
+from meshnode.names import ModelDigest
 from meshnode.routing.table import Candidate
-from meshnode.testing import FakeWorker, fake_member
+from meshnode.testing import FakeWorker, fake_member, renamed
 
 ASK = Request(id="r1", model="m", messages=(Message(role="user", content="Say something."),))
 
@@ -91,13 +92,93 @@ async def test_a_retried_answer_says_so() -> None:
     assert answer.reason == "failover;retry=1"
 
 
-async def test_a_failure_after_the_first_chunk_is_the_callers_to_see() -> None:
+@pytest.mark.parametrize("after", range(1, 6))
+async def test_an_answer_whose_node_is_lost_goes_on_at_another_with_the_same_weights(after: int) -> None:
+    workers = {"entry": failing(lambda: LinkLost("gone"), after=after), "other": FakeWorker()}
+    async with dispatcher(workers).submit(ASK) as answer:
+        events = [event async for batch in answer.events for event in batch]
+
+    chunks = [event for event in events if isinstance(event, Chunk)]
+    assert "".join(chunk.text for chunk in chunks) == "Hello from a fake worker."
+    assert [token for chunk in chunks for token in chunk.token_ids] == [0, 1, 2, 3, 4, 5]
+    assert isinstance(events[-1], End)
+    assert events[-1].usage.completion_tokens == 6
+    assert (answer.node, answer.resumed) == ("other", 1)
+    first, second = workers["entry"].requests[0], workers["other"].requests[0]
+    said = sum(len(word.text) for word in FakeWorker().words[:after])
+    assert second.resume == Resume(token_ids=tuple(range(after)), emitted_chars=said)
+    assert first.sampling.seed is not None
+    assert second.sampling == first.sampling
+
+
+async def test_who_goes_on_is_told_how_much_of_thoughts_and_calls_was_passed_on() -> None:
+    calls = (ToolCall(0, "c", "f", '{"a":'), ToolCall(0, "", "", " 1}"))
+    words = (Chunk(choice=0, text="", reasoning="Hm."), Chunk(choice=0, text="", tool_calls=calls), "!")
+    lost = FakeWorker(words, fail_after=2, failure=lambda: LinkLost("gone"))
+    workers = {"entry": lost, "other": FakeWorker(words)}
+    async with dispatcher(workers).submit(ASK) as answer:
+        assert await text_of(answer) == "!"
+
+    assert workers["other"].requests[0].resume == Resume(
+        token_ids=(0, 1), emitted_chars=0, emitted_reasoning=3, emitted_arguments=8
+    )
+
+
+async def test_of_an_answer_that_was_lost_after_its_last_word_only_the_end_is_asked_for() -> None:
+    class Endless(FakeWorker):
+        """Says its last word, with the finish, and is lost before its end."""
+
+        @asynccontextmanager
+        async def submit(self, request: Request) -> AsyncIterator[Events]:
+            async with super().submit(request) as events:
+                yield without_end(events)
+
+    async def without_end(events: Events) -> AsyncIterator[tuple[Event, ...]]:
+        async for batch in events:
+            yield tuple(event for event in batch if not isinstance(event, End))
+        raise LinkLost("gone")
+
+    workers = {"entry": Endless(), "other": FakeWorker()}
+    async with dispatcher(workers).submit(ASK) as answer:
+        assert await text_of(answer) == "Hello from a fake worker."
+
+    assert workers["other"].steps == 0
+
+
+@pytest.mark.parametrize("weights", ["other", ""], ids=["other weights", "no digest"])
+async def test_a_failure_after_the_first_chunk_is_the_callers_to_see_where_nobody_has_the_same_weights(weights: str) -> None:
+    """The other one would do before the first chunk, by its name or by a majority that has changed meanwhile."""
+    here, there = fake_member("entry", "m", weights="mine"), fake_member("other", "m", weights=weights or "mine")
+    if not weights:
+        here, there = (
+            renamed(member, *(msgspec.structs.replace(model, digest=ModelDigest(b"")) for model in member.models))
+            for member in (here, there)
+        )
     workers = {"entry": failing(lambda: LinkLost("gone"), after=2), "other": FakeWorker(["fine"])}
     with pytest.raises(LinkLost, match="gone"):
-        async with dispatcher(workers).submit(ASK) as answer:
+        async with dispatcher(workers, members=lambda: (here, there) if workers["entry"].requests else (here,)).submit(
+            ASK
+        ) as answer:
             await text_of(answer)
 
     assert not workers["other"].requests
+
+
+async def test_vectors_are_not_gone_on_with_elsewhere() -> None:
+    """Their text is no text, of which a beginning could be continued."""
+    workers = {"entry": failing(lambda: LinkLost("gone"), after=2), "other": FakeWorker()}
+    with pytest.raises(LinkLost, match="gone"):
+        async with dispatcher(workers).submit(msgspec.structs.replace(ASK, messages=(), inputs=("a", "b"))) as answer:
+            await text_of(answer)
+
+    assert not workers["other"].requests
+
+
+async def test_where_no_further_node_can_go_on_the_failure_is_the_one_that_was_seen() -> None:
+    workers = {"entry": failing(lambda: LinkLost("first"), after=2), "other": failing(lambda: LinkLost("second"), after=3)}
+    with pytest.raises(LinkLost, match="second"):
+        async with dispatcher(workers).submit(ASK) as answer:
+            await text_of(answer)
 
 
 async def test_when_every_holder_failed_the_caller_is_told_to_come_back() -> None:
@@ -262,9 +343,9 @@ async def test_a_candidate_whose_beginning_was_cut_by_impatience_is_asked_again(
 
 async def test_a_decision_is_not_forgotten_when_the_wait_for_it_is_cut(autojump_clock: MockClock) -> None:
     """The first holder fails after its first word and is slow to end; the second must not be asked, whoever waits how."""
-    first = SlowDoor(["Hello", " again"], fail_after=1, failure=lambda: LinkLost("gone"))
+    first = SlowDoor(["Hello", " again"], fail_after=1, failure=lambda: WorkerCrashed("gone"))
     workers = {"entry": first, "other": FakeWorker(["Hello", " twice"])}
-    with pytest.raises(LinkLost):
+    with pytest.raises(WorkerCrashed):
         async with dispatcher(workers).submit(ASK) as answer:
             await collect_impatiently(answer, 3.5)
 

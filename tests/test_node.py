@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import trio
 
 from meshnode import credentials
+from meshnode import node as node_module
+from meshnode.address import Address
 from meshnode.config import load
 from meshnode.datadir import DataDir
 from meshnode.errors import InvalidRequest, ModelUnavailable
 from meshnode.identity import Token
+from meshnode.mesh.listen import local_address
 from meshnode.names import ModelDigest
 from meshnode.node import Node
 from meshnode.routing.table import Candidate
@@ -63,3 +67,41 @@ async def test_a_node_that_has_to_take_a_new_key_does_so_and_says_why(tmp_path: 
 
     assert node.membership.identity.node_id != before
     assert any("took a new identity: the other is at 10.0.0.9:4850" in line for line in node.report().health)
+
+
+async def test_the_port_of_ollama_is_taken_where_it_is_free_and_done_without_where_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def opened(api: Address) -> int:
+        listeners = await node_module._open_as_ollama(api)
+        for listener in listeners:
+            await listener.aclose()
+        return len(listeners)
+
+    (other,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    taken = local_address(other)
+    monkeypatch.setattr(node_module, "OLLAMA_PORT", taken.port)
+    assert await opened(Address("127.0.0.1", 1)) == 0
+    assert "nothing listens on" in caplog.text
+    assert await opened(taken) == 0  # the API itself is there
+    await other.aclose()
+
+    assert await opened(Address("127.0.0.1", 1)) == 1
+
+
+async def test_what_does_not_fit_into_the_record_is_told_in_the_log_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = make_node(tmp_path)
+    told: dict[str, bytes] = {}
+
+    def full(key: str, _value: bytes | None) -> None:
+        raise ValueError("a record of more than 256 keys")
+
+    monkeypatch.setattr(node.mesh, "advertise", full)
+    node._advertise({"model/aa": b"x"}, told)
+    node._advertise({"model/aa": b"x"}, told)
+
+    assert [line for line in caplog.messages if "model/aa" in line] == [
+        "the others cannot be told of model/aa: a record of more than 256 keys; a restart of this node helps"
+    ]

@@ -156,6 +156,12 @@ def test_a_failed_worker_is_a_fault_even_before_its_model_is_known() -> None:
     )
 
 
+def test_a_file_that_cannot_be_used_is_a_fault() -> None:
+    bad = report(workers=(Worker(name="x", state="unusable", reason="/m/x.gguf is truncated."),))
+
+    assert bad.health == ("/m/x.gguf is truncated. It is looked at again when it changes.",)
+
+
 def test_a_worker_that_loads_is_no_fault() -> None:
     assert not is_degraded(report(workers=(Worker(name="qwen", state="loading", reason="loading, 3 %"),)))
 

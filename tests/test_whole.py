@@ -17,6 +17,7 @@ from processes import NodeProcess, mesh_of, wait_until
 pytestmark = pytest.mark.slow
 
 Start = Callable[..., NodeProcess]
+DEMO = Path(__file__).parents[1] / "meshnode/data/demo.gguf"
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 STORY: Any = [{"role": "user", "content": "Tell me a story about a fox."}]
 
@@ -30,6 +31,10 @@ def children(node: NodeProcess) -> list[int]:
     if not path.exists():
         pytest.skip("needs Linux's list of child processes")
     return [int(pid) for pid in path.read_text().split()]
+
+
+def states(member: dict[str, Any]) -> dict[str, str]:
+    return {model["name"]: model["state"] for model in member["models"]}
 
 
 def holders(node: NodeProcess) -> list[str]:
@@ -84,6 +89,32 @@ def test_a_stream_through_a_peer_is_the_unstreamed_answer_in_pieces(pair: tuple[
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 30
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+
+
+def test_several_choices_come_through_a_peer_whole_and_in_pieces(pair: tuple[NodeProcess, NodeProcess]) -> None:
+    _, asker = pair
+    create: Any = partial(
+        asker.client().chat.completions.create, model="demo", messages=STORY, temperature=1.5, seed=3, max_tokens=12, n=3
+    )
+    whole = create()
+    texts = ["", "", ""]
+    finishes = []
+    for chunk in create(stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            finishes += [choice.finish_reason] if choice.finish_reason else []
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(n=9)
+
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in whole.choices] == texts
+    assert len(set(texts)) == 3
+    assert len(finishes) == 3
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens < 40
+    assert whole.usage.completion_tokens > 2 * 12
+    assert caught.value.param == "n"
+    assert "from 1 to 8, not 9" in caught.value.message
 
 
 def test_a_killed_holder_means_503_and_the_status_says_why(pair: tuple[NodeProcess, NodeProcess]) -> None:
@@ -283,3 +314,43 @@ def test_a_killed_worker_is_restarted_and_the_node_lives(start: Start) -> None:
             return False
 
     assert wait_until(answered, "an answer from the new worker")
+
+
+def test_a_model_of_a_folder_is_loaded_for_who_asks_through_another_node(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "fox.gguf").symlink_to(DEMO)
+    (folder / "bad.gguf").write_text("no model")
+    holder = start("holder", "--models-dir", str(folder), "--keep-alive", "1")
+    asker = start("asker", "--no-worker", peer=holder)
+    asker.wait_for_model("fox")
+    before = children(holder)
+    raw = asker.client().chat.completions.with_raw_response.create(model="fox", messages=QUESTION, temperature=0)
+    during = children(holder)
+    with pytest.raises(openai.InternalServerError, match=r"bad.*holder: failed") as bad:
+        asker.client().chat.completions.create(model="bad", messages=QUESTION)
+    wait_until(lambda: not children(holder), "the model unloaded")
+
+    assert (before, len(during)) == ([], 1)
+    assert "Paris" in (raw.parse().choices[0].message.content or "")
+    assert raw.headers["x-meshnode-node"] == "holder"
+    assert bad.value.status_code == 503
+    assert "is not a GGUF file" in health_about(holder, "bad.gguf")
+    wait_until(lambda: states(asker.member("holder")) == {"fox": "available", "bad": "failed"}, "the states told")
+
+
+def test_a_file_that_was_put_into_the_folder_is_found_by_who_asks_for_it(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    node = start("node", "--models-dir", str(folder))
+    wait_until(node.status, "the node up")
+    (folder / "late.gguf").symlink_to(DEMO)
+
+    def asked() -> str:
+        try:
+            answer = node.client().chat.completions.create(model="late", messages=QUESTION, temperature=0)
+        except (openai.NotFoundError, openai.InternalServerError):
+            return ""
+        return answer.choices[0].message.content or ""
+
+    assert "Paris" in wait_until(asked, "an answer of the new model", seconds=15)

@@ -1,6 +1,7 @@
 """A model of 110 KB with random weights, made in the test run: it says nothing sensible, and runs as any other."""
 
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,9 +22,11 @@ def tiny_tokenizer() -> Tokenizer:
     return Tokenizer(learn_merges(["the quick brown fox jumps over the lazy dog and says hello to the world"] * 3, 60))
 
 
-def make_tiny_model(path: Path, *, seed: int = 0, template: str | None = CHATML, name: str = "tiny") -> Path:
+def make_tiny_model(
+    path: Path, *, seed: int = 0, template: str | None = CHATML, name: str = "tiny", pooling: int | None = None
+) -> Path:
     """Write the model to `path`; another seed gives other weights, hence another digest."""
     tokenizer = tiny_tokenizer()
     weights = random_weights(SHAPE, len(tokenizer.tokens), seed)
-    write(path, shape=SHAPE, weights=weights, tokenizer=tokenizer, name=name, template=template)
+    write(path, shape=replace(SHAPE, pooling=pooling), weights=weights, tokenizer=tokenizer, name=name, template=template)
     return path

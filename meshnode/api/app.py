@@ -4,26 +4,25 @@ A new endpoint is a handler in `handlers.py` and one line in `ROUTES`.
 """
 
 import logging
-import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
-from meshnode.api import auth, handlers
-from meshnode.api.exchange import Exchange, Node, json_response
+from meshnode.api import auth, handlers, token_endpoints
+from meshnode.api import ollama_endpoints as ollama
+from meshnode.api.dialect import Dialect, dialect_of
+from meshnode.api.exchange import Exchange, Node
+from meshnode.api.failure import WrongMethod, failure
 from meshnode.api.http import Headers, Request, Response, header_text
-from meshnode.api.openai import error_object
-from meshnode.errors import InternalError, MeshnodeError, MethodNotAllowed, NotFound, ServingError, Unauthorized
+from meshnode.api.scoped import Scoped, scope_of
+from meshnode.errors import InternalError, MeshnodeError, NotFound
 from meshnode.names import printable
 
 log = logging.getLogger("meshnode.api")
 
 Handler = Callable[[Exchange], AbstractAsyncContextManager[Response]]
-
-_MAX_RETRY_AFTER_S = 120
-"""The official clients refuse to wait longer, and then do not retry at all."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,36 @@ class Route:
 
 ROUTES = (
     Route("POST", "/v1/chat/completions", handlers.chat_completions),
+    Route("POST", "/v1/completions", handlers.completions),
+    Route("POST", "/v1/messages", handlers.messages),
+    Route("POST", "/v1/messages/count_tokens", token_endpoints.count_tokens),
+    *(Route("POST", f"{root}/tokenize", token_endpoints.tokenize) for root in ("", "/v1")),
+    *(Route("POST", f"{root}/detokenize", token_endpoints.detokenize) for root in ("", "/v1")),
     Route("GET", "/v1/models", handlers.models),
     Route("GET", "/v1/models/{id}", handlers.model),
+    Route("POST", "/v1/embeddings", handlers.embeddings),
+    Route("GET", "/", ollama.greeting),
+    Route("POST", "/api/chat", ollama.chat),
+    Route("POST", "/api/generate", ollama.generate),
+    Route("POST", "/api/embed", ollama.embed),
+    Route("POST", "/api/embeddings", ollama.embeddings),
+    Route("GET", "/api/tags", ollama.tags),
+    Route("GET", "/api/ps", ollama.running),
+    Route("POST", "/api/show", ollama.show),
+    Route("GET", "/api/version", ollama.version),
+    *(Route("POST", f"/api/{path}", ollama.library) for path in ("pull", "push", "create", "copy")),
+    Route("DELETE", "/api/delete", ollama.library),
     Route("GET", "/healthz", handlers.healthz),
+    Route("GET", "/health", handlers.healthz),
     Route("GET", "/readyz", handlers.readyz),
     Route("GET", "/mesh/v1/status", handlers.status, admin=True),
     Route("POST", "/mesh/v1/join", handlers.join, admin=True),
     Route("POST", "/mesh/v1/remotes", handlers.add_remote, admin=True),
     Route("DELETE", "/mesh/v1/remotes/{id}", handlers.remove_remote, admin=True),
 )
+
+
+_LIKELY = ("/v1/chat/completions", "/v1/models", "/v1/messages", "/api/chat")
 
 
 class App:
@@ -70,6 +90,7 @@ class App:
         """The response to `request`, whatever happens: a failure is its error object. Logs one line when it has been sent."""
         began = time.monotonic()
         exchange = self._exchange(request)
+        dialect = dialect_of(request)
         response = Response(status=499)  # the web's word for a client that left before its answer; only the log shows it
         sent = "cut"
         try:
@@ -77,11 +98,11 @@ class App:
                 try:
                     response = await work.enter_async_context(self._route(exchange))
                 except MeshnodeError as error:
-                    response = _error_response(error)
+                    response = failure(error, dialect, exchange.shown_id)
                 except Exception:
                     log.exception("%s: an endpoint failed by a bug; please report it.", exchange.id)
-                    response = _error_response(InternalError("The node failed to answer; its log says why."))
-                response = replace(response, headers=self._headers(response.headers, exchange.shown_id, began))
+                    response = failure(InternalError("The node failed to answer; its log says why."), dialect, exchange.shown_id)
+                response = replace(response, headers=self._headers(response.headers, exchange.shown_id, began, dialect))
                 yield response
                 sent = "sent"
         finally:
@@ -91,8 +112,8 @@ class App:
         """The answer to what never became a request; logs it."""
         request_id = f"req-{uuid.uuid4().hex}"
         log.info("refused %d %s id=%s", error.status, error.code, request_id)
-        response = _error_response(error)
-        return replace(response, headers=self._headers(response.headers, request_id, time.monotonic()))
+        response = failure(error, Dialect.OPENAI, request_id)
+        return replace(response, headers=self._headers(response.headers, request_id, time.monotonic(), Dialect.OPENAI))
 
     def _exchange(self, request: Request) -> Exchange:
         """A sane id of the client's is shown again, and begins ours: ours must be unique in the mesh, whatever clients send."""
@@ -116,10 +137,11 @@ class App:
         route, rest = _find(request.method, request.path)
         if route.admin:
             auth.check_admin(request, self._admin_secret)
-        async with route.handler(replace(exchange, rest=rest)) as response:
+        node = Scoped(exchange.node, scope_of(request))
+        async with route.handler(replace(exchange, rest=rest, node=node)) as response:
             yield response
 
-    def _headers(self, own: Headers, request_id: str, began: float) -> Headers:
+    def _headers(self, own: Headers, request_id: str, began: float, dialect: Dialect) -> Headers:
         """What every answer carries; a handler's own headers win."""
         common = {
             "x-request-id": request_id,
@@ -129,6 +151,8 @@ class App:
             "x-content-type-options": "nosniff",
             "content-security-policy": "frame-ancestors 'none'",
         }
+        if dialect is Dialect.ANTHROPIC:
+            common["request-id"] = request_id  # where its client looks for it
         return tuple({**common, **dict(own)}.items())
 
     def _log(self, exchange: Exchange, response: Response, sent: str, began: float) -> None:
@@ -154,28 +178,9 @@ def _find(method: str, path: str) -> tuple[Route, str]:
     wanted = "GET" if method == "HEAD" else method
     found = [(route, rest) for route in ROUTES if (rest := route.match(path)) is not None]
     if not found:
-        raise NotFound(f"There is no path {printable(path, 200)}.", hint=f"Try {', '.join(route.path for route in ROUTES[:3])}.")
+        raise NotFound(f"There is no path {printable(path, 200)}.", hint=f"Try {', '.join(_LIKELY)}.")
     for route, rest in found:
         if route.method == wanted:
             return route, rest
     allowed = sorted({route.method for route, _ in found} | {"HEAD" for route, _ in found if route.method == "GET"})
-    raise _WrongMethod(f"{printable(path, 200)} does not take {printable(method, 16)}.", allowed=", ".join(allowed))
-
-
-class _WrongMethod(MethodNotAllowed):
-    def __init__(self, message: str, *, allowed: str) -> None:
-        super().__init__(message, hint=f"It takes {allowed}.")
-        self.allowed = allowed
-
-
-def _error_response(error: MeshnodeError) -> Response:
-    headers: Headers = (("x-meshnode-reason", error.code),)
-    if error.retry_after is not None:
-        headers += (("retry-after", str(min(max(math.ceil(error.retry_after), 1), _MAX_RETRY_AFTER_S))),)
-    if isinstance(error, ServingError) and not error.retryable:
-        headers += (("x-should-retry", "false"),)  # the official clients ask again after any 5xx otherwise
-    if isinstance(error, Unauthorized):
-        headers += (("www-authenticate", "Bearer"),)
-    if isinstance(error, _WrongMethod):
-        headers += (("allow", error.allowed),)
-    return json_response(error_object(error), status=error.status, headers=headers)
+    raise WrongMethod(f"{printable(path, 200)} does not take {printable(method, 16)}.", allowed=", ".join(allowed))

@@ -1,6 +1,7 @@
 """What a handler is given: the request, and the node as the API needs it."""
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +21,8 @@ class Answer(Protocol):
     node: str
     model: str
     reason: str
+    resumed: int
+    """How often another node went on with it after its first text."""
 
     @property
     def events(self) -> Events: ...
@@ -83,3 +86,13 @@ class Exchange:
 
 def json_response(body: bytes, *, status: int = 200, headers: Headers = ()) -> Response:
     return Response(status=status, headers=(("content-type", "application/json"), *headers), body=body)
+
+
+def plain(respond: Callable[[Exchange], Response]) -> Callable[[Exchange], AbstractAsyncContextManager[Response]]:
+    """A handler that has its response at once, and nothing to end."""
+
+    @asynccontextmanager
+    async def handler(exchange: Exchange) -> AsyncIterator[Response]:
+        yield respond(exchange)
+
+    return handler

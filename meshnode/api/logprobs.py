@@ -9,7 +9,12 @@ from meshnode.inference import Alternative, TokenLogprob
 
 def entry(token: TokenLogprob) -> bytes:
     """One token of `content` as JSON."""
-    return msgspec.json.encode({**_shown(token), "top_logprobs": [_shown(other) for other in token.top]})
+    return msgspec.json.encode(fields(token))
+
+
+def fields(token: TokenLogprob) -> dict[str, object]:
+    """The same, before it is encoded."""
+    return {**_shown(token), "top_logprobs": [_shown(other) for other in token.top]}
 
 
 def shown(entries: Iterable[bytes]) -> bytes:

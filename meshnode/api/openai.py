@@ -4,124 +4,149 @@ The body is decoded straight into types, and a message of the decoder is turned 
 fields are ignored, as the API promises; known ones that would change the answer and that we cannot do are refused by name.
 """
 
-import re
+from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from meshnode import inference, tools
+from meshnode.api import body as body_of
+from meshnode.api.body import ABSENT
 from meshnode.api.bounds import Bounds, check_bounds
+from meshnode.api.completion import ChunkStream, Identity, completion
+from meshnode.api.dialect import Asked
 from meshnode.api.sampling import Fields, sampling
-from meshnode.errors import InvalidRequest, MeshnodeError, Unsupported
-from meshnode.names import printable
+from meshnode.errors import InvalidRequest, Unsupported
 
 _Object = dict[str, object]
-_ABSENT = msgspec.Raw()
 
 _MAX_MESSAGES = 16 * 1024
-_MAX_JSON_TEXT = 1024 * 1024
-"""Both hold the loop up for some 0.1 s at most. Without them the 8 MiB of a body unfold into millions of objects: seconds."""
+"""Holds the loop up for some 0.1 s at most. Without it the 8 MiB of a body unfold into millions of objects: seconds."""
 
 
 class _Part(msgspec.Struct, frozen=True):
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class _Message(msgspec.Struct, frozen=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_Part] | None = None
     name: str | None = None
-    tool_calls: msgspec.Raw = _ABSENT
+    tool_calls: msgspec.Raw = ABSENT
     tool_call_id: str | None = None
 
 
-class _StreamOptions(msgspec.Struct, frozen=True):
+ChatMessages = Annotated[list[_Message], Meta(min_length=1, max_length=_MAX_MESSAGES)]
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
 class _Schema(msgspec.Struct, frozen=True):
-    schema: msgspec.Raw = _ABSENT
+    schema: msgspec.Raw = ABSENT
 
 
-class _Format(msgspec.Struct, frozen=True):
+class Format(msgspec.Struct, frozen=True):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: _Schema | None = None
 
 
+class _TemplateArguments(msgspec.Struct, frozen=True):
+    """Of llama-server's and vLLM's `chat_template_kwargs` the one that many clients send."""
+
+    enable_thinking: bool | None = None
+
+
 class _Body(Fields, frozen=True, kw_only=True):
     model: Annotated[str, Meta(min_length=1, max_length=512)]
-    messages: Annotated[list[_Message], Meta(min_length=1, max_length=_MAX_MESSAGES)]
+    messages: ChatMessages
     stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    tools: msgspec.Raw = _ABSENT
-    tool_choice: msgspec.Raw = _ABSENT
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    tools: msgspec.Raw = ABSENT
+    tool_choice: msgspec.Raw = ABSENT
     parallel_tool_calls: bool | None = None
-    response_format: _Format | None = None
+    response_format: Format | None = None
+    grammar: str | None = None
+    """llama-server's."""
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
+    reasoning_effort: str | None = None
+    chat_template_kwargs: _TemplateArguments | None = None
+    functions: msgspec.Raw = ABSENT
+    function_call: msgspec.Raw = ABSENT
+    audio: msgspec.Raw = ABSENT
+    web_search_options: msgspec.Raw = ABSENT
+    modalities: list[str] | None = None
 
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked, and in which form the answer shall come."""
 
-    request: inference.Request
-    stream: bool
-    include_usage: bool
+_DECODER = msgspec.json.Decoder(_Body)
+_NO_EFFORT = "none"
+"""Of `reasoning_effort`; how hard to think otherwise is not ours to say."""
+_HONOURED = body_of.fields(_Body)
+_NOT_HONOURED = {
+    "functions": "Use `tools`.",
+    "function_call": "Use `tool_choice`.",
+    "audio": "Ask for text.",
+    "web_search_options": "Search yourself, and send what you found.",
+}
+"""What would change the answer, and what to do instead."""
 
 
-def chat_request(body: bytes, *, request_id: str) -> ChatRequest:
-    """Raises InvalidRequest or Unsupported, whose `param` names the field."""
-    asked = _decode(body)
+def chat_request(body: bytes, *, request_id: str, created: int) -> Asked:
+    """`created` is in Unix seconds. Raises InvalidRequest or Unsupported, whose `param` names the field."""
+    asked = body_of.decoded(body, _DECODER)
+    _refuse(asked)
     offered, choice = _tools(asked)
+    check_bounds("n", asked.n, Bounds(1, inference.MAX_CHOICES))
     request = inference.Request(
         id=request_id,
         model=asked.model,
-        messages=tuple(_message(each, f"messages[{index}]") for index, each in enumerate(asked.messages)),
+        messages=chat_messages(asked.messages),
         sampling=sampling(asked),
         n=asked.n or 1,
         tools=offered,
         tool_choice=choice,
         parallel_tool_calls=asked.parallel_tool_calls is not False,
-        response_format=_response_format(asked.response_format),
+        thinking=_thinking(asked),
+        response_format=response_format(asked.response_format, asked.grammar),
         logprobs=_logprobs(asked),
     )
-    usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
-    return ChatRequest(request=request, stream=bool(asked.stream), include_usage=usage)
+    identity = Identity(id=f"chatcmpl-{request_id}", created=created)
+    return Asked(
+        requests=(request,),
+        stream=ChunkStream(identity, include_usage=wants_usage(asked.stream_options)) if asked.stream else None,
+        whole=partial(completion, identity=identity),
+        ignored=body_of.ignored(body, _HONOURED - ({"reasoning_effort"} if asked.reasoning_effort != _NO_EFFORT else set())),
+    )
 
 
-def error_object(error: MeshnodeError) -> bytes:
-    """OpenAI's error object, the hint in its message."""
-    return msgspec.json.encode({"error": {"message": str(error), "type": error.kind, "param": error.param, "code": error.code}})
+def _thinking(asked: _Body) -> bool | None:
+    if asked.chat_template_kwargs is not None and asked.chat_template_kwargs.enable_thinking is not None:
+        return asked.chat_template_kwargs.enable_thinking
+    return False if asked.reasoning_effort == _NO_EFFORT else None
 
 
-_DECODER = msgspec.json.Decoder(_Body)
-_AT = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
-_FIELD = re.compile(r"required field `(\w+)`")
+def _refuse(asked: _Body) -> None:
+    for name, hint in _NOT_HONOURED.items():
+        if body_of.says_something(getattr(asked, name)):
+            raise Unsupported(f"`{name}` is not supported.", hint=hint, param=name)
+    if asked.modalities and asked.modalities != ["text"]:
+        raise Unsupported("`modalities` other than text are not supported.", hint="Ask for text.", param="modalities")
 
 
-def _decode(body: bytes) -> _Body:
-    try:
-        return _DECODER.decode(body)
-    except msgspec.ValidationError as error:
-        raise _named(str(error)) from None
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InvalidRequest(f"The request's body is not valid JSON ({reason}).") from None
+def wants_usage(options: StreamOptions | None) -> bool:
+    return options is not None and bool(options.include_usage)
 
 
-def _named(reason: str) -> InvalidRequest:
-    """The decoder says `Expected ... - at `$.field[...]``, where an index is only dots; a missing field stands in the words."""
-    at = _AT.search(reason)
-    place = at[1].replace("[...]", "") if at else ""
-    if missing := _FIELD.search(reason):
-        place = f"{place}.{missing[1]}".lstrip(".")
-    words = printable(reason[: at.start()] if at else reason)
-    if not place:
-        return InvalidRequest(f"The request's body is wrong: {words}.")
-    return InvalidRequest(f"`{place}` is wrong: {words}.", param=place)
+def chat_messages(messages: ChatMessages) -> tuple[inference.Message, ...]:
+    """Raises InvalidRequest or Unsupported, whose `param` names the place."""
+    return tuple(_message(each, f"messages[{index}]") for index, each in enumerate(messages))
 
 
 def _message(message: _Message, place: str) -> inference.Message:
@@ -149,64 +174,51 @@ def _content(content: str | list[_Part] | None, place: str) -> str:
         return content or ""
     texts = []
     for index, part in enumerate(content):
-        if part.type != "text":
+        if part.type not in ("text", "refusal"):
             raise Unsupported(
                 f"Content of type `{part.type[:64]}` is not supported.", hint="Send text.", param=f"{place}[{index}].type"
             )
-        if part.text is None:
-            raise InvalidRequest(f"`{place}[{index}].text` is missing.", param=f"{place}[{index}].text")
-        texts.append(part.text)
+        text = part.text if part.type == "text" else part.refusal
+        if text is None:
+            raise InvalidRequest(f"`{place}[{index}].{part.type}` is missing.", param=f"{place}[{index}].{part.type}")
+        texts.append(text)
     return "\n".join(texts)
 
 
 def _calls(raw: msgspec.Raw, place: str) -> str | None:
-    text = _text(raw, place)
+    text = body_of.text(raw, place)
     made = tools.calls(text, place) if text is not None else ()
     return tools.calls_text(made) if made else None
 
 
 def _tools(asked: _Body) -> tuple[str | None, str | None]:
     """The texts of `tools` and `tool_choice`, once they are known to be right."""
-    offered, choice = _text(asked.tools, "tools"), _text(asked.tool_choice, "tool_choice")
+    offered, choice = body_of.text(asked.tools, "tools"), body_of.text(asked.tool_choice, "tool_choice")
     names = tools.names(offered) if offered is not None else ()
     tools.requested(names, choice)
     return offered if names else None, choice
 
 
-def _text(raw: msgspec.Raw, place: str) -> str | None:
-    """JSON text as it came, for the worker to read; None when it says nothing."""
-    if len(bytes(raw)) > _MAX_JSON_TEXT:
-        raise InvalidRequest(f"`{place}` is larger than {_MAX_JSON_TEXT} bytes.", param=place)
-    try:
-        text = bytes(raw).decode().strip()
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"`{place}` is not UTF-8.", param=place) from None
-    return None if text in ("", "null") else text
-
-
-def _json_text(raw: msgspec.Raw, kind: object, place: str) -> str | None:
-    """As `_text`, of this kind.
-
-    The decoder passes over raw JSON without a look at its strings, so it is decoded here once, to be sure that the worker can.
-    """
-    text = _text(raw, place)
-    if text is None:
-        return None
-    try:
-        value = msgspec.json.decode(text, type=kind)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"`{place}` is wrong: {printable(str(error))}.", param=place) from None
-    return text if value else None
-
-
-def _response_format(asked: _Format | None) -> inference.ResponseFormat:
+def response_format(asked: Format | None, grammar: str | None) -> inference.ResponseFormat:
+    if grammar:
+        return _grammar(grammar, asked)
     if asked is None:
         return inference.ResponseFormat()
     place = "response_format.json_schema.schema"
-    schema = _json_text(asked.json_schema.schema, _Object | None, place) if asked.json_schema else None
+    schema = None
+    if asked.type == "json_schema" and asked.json_schema:
+        schema = body_of.json_text(asked.json_schema.schema, _Object | None, place, limit=inference.MAX_SCHEMA)
     if asked.type == "json_schema" and schema is None:
-        raise InvalidRequest(f"`{place}` is missing.", param=place)
+        raise InvalidRequest(f"`{place}` is missing or empty.", hint="For any object, ask for `json_object`.", param=place)
     return inference.ResponseFormat(kind=asked.type, schema=schema)
+
+
+def _grammar(grammar: str, asked: Format | None) -> inference.ResponseFormat:
+    if asked is not None and asked.type != "text":
+        raise InvalidRequest("An answer follows either `grammar` or `response_format`, not both.", param="grammar")
+    if len(grammar.encode()) > inference.MAX_SCHEMA:
+        raise InvalidRequest(f"`grammar` is larger than {inference.MAX_SCHEMA} bytes.", param="grammar")
+    return inference.ResponseFormat(kind="grammar", schema=grammar)
 
 
 def _logprobs(asked: _Body) -> inference.Logprobs | None:

@@ -38,8 +38,7 @@ _MAX_ID = 128
 
 def body(request: Request, model: str) -> bytes:
     """The JSON of a chat completion by the remote's `model`. Raises Unsupported for what no such server takes."""
-    if request.resume is not None:
-        raise Unsupported("A remote service cannot go on with another node's answer.", param="resume")
+    _refuse_beyond_chat(request)
     asked: dict[str, object] = {
         "model": model,
         "messages": list(map(_message, request.messages)),
@@ -51,9 +50,24 @@ def body(request: Request, model: str) -> bytes:
     }
     if request.n > 1:
         asked["n"] = request.n
+    if request.thinking is not None:
+        asked["chat_template_kwargs"] = {"enable_thinking": request.thinking}  # llama-server's and vLLM's
     if request.logprobs is not None:
         asked |= {"logprobs": True, "top_logprobs": request.logprobs.top}
     return msgspec.json.encode(asked)
+
+
+def _refuse_beyond_chat(request: Request) -> None:
+    if request.resume is not None:
+        raise Unsupported("A remote service cannot go on with another node's answer.", param="resume")
+    if request.inputs is not None:
+        raise Unsupported("Remote services give no embeddings here yet.", hint="Ask a model of the mesh.", param="input")
+    if request.prompt is not None:
+        raise Unsupported("Models of remote services take chats, and no bare prompt.", hint="Send messages.", param="prompt")
+    if request.sampling.max_tokens == 0:
+        raise Unsupported("A remote service does not count the tokens of a prompt.", param="model")
+    if request.response_format.kind == "grammar":
+        raise Unsupported("A remote service takes no grammar.", hint="Send a JSON schema.", param="response_format.type")
 
 
 def _message(message: inference.Message) -> dict[str, object]:

@@ -61,7 +61,7 @@ def _said(answer: bytes) -> str:
 def _ask(run: RunFile, data_dir: Path, *, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
     import http.client
 
-    address = _reachable(parse(run.api, flag="api"))
+    address = reachable(parse(run.api, flag="api"))
     connection = http.client.HTTPConnection(address.host, address.port, timeout=timeout_s)
     try:
         connection.request(method, path, body, headers={"Authorization": f"Bearer {run.secret}"})
@@ -74,8 +74,8 @@ def _ask(run: RunFile, data_dir: Path, *, method: str, path: str, body: bytes | 
         connection.close()
 
 
-def _reachable(bound: Address) -> Address:
-    """Bound to every address means to loopback too."""
+def reachable(bound: Address) -> Address:
+    """Where clients on this machine find it. Bound to every address means to loopback too."""
     return Address("::1" if ":" in bound.host else "127.0.0.1", bound.port) if bound.is_wildcard else bound
 
 

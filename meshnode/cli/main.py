@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from meshnode import __version__
-from meshnode.cli import add, join, members, models, remotes, remove, status, token, up
+from meshnode.cli import add, env, join, members, models, remotes, remove, status, token, up
 from meshnode.cli.arguments import Parser
 from meshnode.errors import MeshnodeError
 
@@ -23,6 +23,7 @@ _COMMANDS = {
     "add": add,
     "remove": remove,
     "token": token,
+    "env": env,
 }
 _GLOBAL = {"-h", "--help", "--version"}
 

@@ -140,7 +140,8 @@ def _banner(running: "Running", settings: "Settings", log_file: Path, *, is_new:
         f"meshnode {running.name} ({running.node_id[:8]}) is up",
         f"  mesh    {running.mesh_id}{' (new)' if is_new else ''}, port open on {', '.join(running.mesh) or 'no address'}",
         f"  API     http://{running.api}/v1",
-        f"  models  {'loading ' + ', '.join(models) if models else 'none: this node only asks'}",
+        *([f"  Ollama  http://{running.ollama}"] if running.ollama else []),
+        f"  models  {_models_line(models, settings)}",
         f"  data    {settings.data_dir}",
         f"  log     {log_file}",
     ]
@@ -149,7 +150,13 @@ def _banner(running: "Running", settings: "Settings", log_file: Path, *, is_new:
 def _models(settings: "Settings") -> list[str]:
     if not settings.worker:
         return []
-    return [name for name, _ in settings.model] or ["demo"]
+    return [name for name, _ in settings.model] or ([] if settings.models_dir else ["demo"])
+
+
+def _models_line(models: list[str], settings: "Settings") -> str:
+    loading = [f"loading {', '.join(models)}"] if models else []
+    folders = ", ".join(map(str, settings.models_dir if settings.worker else ()))
+    return "; ".join([*loading, *([f"on request, those in {folders}"] if folders else [])]) or "none: this node only asks"
 
 
 def _next_machine(running: "Running", settings: "Settings") -> list[str]:

@@ -9,9 +9,9 @@ alone: `view` sees to that. Here begins what concerns everybody:
             --the wait is over, and somebody else accuses too (in a mesh of four or more)--> *down*
     refused (its link broke and its host refuses a new one): two others find the same, half a second passes --> *down*
 
-The wait is short when many do not hear it: max - (max - min) * log(C + 1) / log(K + 1) for C others who accuse it or answered our
-probe by silence, K = min(3, N - 2) for N members (Lifeguard's formula, with a constant minimum: our news spreads in 0.1 s at every size). In a mesh of two there is nobody
-to ask, and our own evidence decides.
+The wait is short when many do not hear it: max - (max - min) * log(C + 1) / log(K + 1) for C others who accuse it or answered
+our probe by silence, K = min(3, N - 2) for N members (Lifeguard's formula, with a constant minimum: our news spreads in 0.1 s at
+every size). In a mesh of two there is nobody to ask, and our own evidence decides.
 
 What protects the innocent: any frame of it ends everything; three others have to be deaf as well; whoever hears it passes the
 accusation on, so that it can refute; while we suspect we ask somebody each second what he knows (`questions`); and who is slow

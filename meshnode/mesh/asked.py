@@ -132,6 +132,7 @@ class Asked:
             logprobs=frame.logprobs,
             reasoning=frame.reasoning,
             tool_calls=frame.tool_calls,
+            stop=frame.stop,
         )
         self._ready.append(chunk)
         self._begun = True

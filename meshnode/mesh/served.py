@@ -37,7 +37,7 @@ Cuttable = TypeVar("Cuttable", str, tuple[int, ...])
 
 
 def _pieces(stream: int, chunk: Chunk) -> Iterator[StreamChunk]:
-    """`chunk` as one frame, or as several when it is too large for one; `finish` is on the last."""
+    """`chunk` as one frame, or as several when it is too large for one; `finish` and `stop` are on the last."""
     texts = _cut(chunk.text, _PIECE_CHARS)
     ids = _cut(chunk.token_ids, _PIECE_IDS)
     reasoning = _cut(chunk.reasoning, _PIECE_HIDDEN)
@@ -53,6 +53,7 @@ def _pieces(stream: int, chunk: Chunk) -> Iterator[StreamChunk]:
             chunk.logprobs[index : index + 1],
             reasoning[index] if index < len(reasoning) else "",
             tuple(calls[index : index + 1]),
+            chunk.stop if index == count - 1 else None,
         )
 
 

@@ -20,11 +20,15 @@ def occupancy(candidate: Candidate, in_flight: Mapping[NodeId, int]) -> float:
 def least_connections(
     candidates: Sequence[Candidate], in_flight: Mapping[NodeId, int], rng: random.Random
 ) -> tuple[Candidate, str] | None:
-    """The least occupied candidate and why, in a word for `x-meshnode-reason`; ties go to ourselves, then to chance."""
+    """The least occupied candidate and why, in a word for `x-meshnode-reason`; ties go to ourselves, then to chance.
+
+    Who would have to load the model first is asked only where nobody has it loaded.
+    """
     if not candidates:
         return None
-    least = min(occupancy(candidate, in_flight) for candidate in candidates)
-    best = [candidate for candidate in candidates if occupancy(candidate, in_flight) == least]
+    loaded = [candidate for candidate in candidates if candidate.loaded] or candidates
+    least = min(occupancy(candidate, in_flight) for candidate in loaded)
+    best = [candidate for candidate in loaded if occupancy(candidate, in_flight) == least]
     chosen = next((candidate for candidate in best if candidate.local), None) or rng.choice(best)
     if len(candidates) == 1:
         return chosen, "only-holder"

@@ -38,6 +38,11 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     rtt_ms: float | None
     local: bool
 
+    @property
+    def loaded(self) -> bool:
+        """Whether it can begin at once."""
+        return self.load is None or self.load.state == "ready"
+
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """A resolved model: the name it is served under, and who can serve it now (at least one)."""
@@ -56,7 +61,9 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     context_length: int
     nodes: tuple[str, ...]
-    """Names of the nodes that can serve it now, sorted."""
+    """Names of the nodes that can serve it, sorted."""
+    loaded_on: tuple[str, ...]
+    """Those of them that need not load it first."""
     origins: tuple[str, ...] = ()
     """Names of the remotes that have it; none: the nodes themselves."""
 
@@ -83,11 +90,11 @@ def route(wanted: str, members: Iterable[Member], *, me: NodeId, only_local: boo
         nodes = ", ".join(sorted({member.name for member, model in holdings if model.digest == digest}))
         raise ModelNotFound(f"Node `{pin}` does not have the model `{name}`.", hint=f"It is on: {nodes}.", param="model")
     up = [holding for holding in held if holding[0].routable and (not only_local or holding[0].id == me)]
-    ready = [holding for holding in up if _is_ready(holding)]
-    spilled = [] if only_local or pin or any(map(_has_room, ready)) else _spill_over(name, digest, holdings, me)
-    if not ready and not spilled:
+    usable = [holding for holding in up if _is_usable(holding)]
+    spilled = [] if only_local or pin or any(map(_has_room, usable)) else _spill_over(name, digest, holdings, me)
+    if not usable and not spilled:
         raise ModelUnavailable(_why_not(wanted, held, up), hint=STATUS_HINT, retry_after=RETRY_AFTER_S)
-    own = (_candidate(member, model, me, name) for member, model in ready)
+    own = (_candidate(member, model, me, name) for member, model in usable)
     return Route(model=name, digest=digest, candidates=(*own, *spilled))
 
 
@@ -107,12 +114,16 @@ def _spill_over(name: str, digest: ModelDigest, holdings: list[Holding], me: Nod
     return [
         _candidate(member, model, me, f"{model.origin}/{model.name}")
         for member, model in holdings
-        if model.origin and member.routable and _helps_out(member, model) and name in _names(model) and _is_ready((member, model))
+        if model.origin
+        and member.routable
+        and _helps_out(member, model)
+        and name in _names(model)
+        and _is_usable((member, model))
     ]
 
 
 def _helps_out(member: Member, model: Model) -> bool:
-    pinned = f"{model.origin}/{model.name}" in model.aliases
+    pinned = bool(model.origin) and f"{model.origin}/{model.name}" in model.aliases
     return pinned and any(remote.name == model.origin and remote.spill_over for remote in member.remotes)
 
 
@@ -122,8 +133,8 @@ def unambiguous(candidate: Candidate) -> str:
 
 
 def listings(members: Iterable[Member], *, me: NodeId = NOBODY, scope: Scope = Scope.ANY) -> tuple[Listing, ...]:
-    """Every model that some routable node can serve now to a request of this scope, by id."""
-    every = [(member, model) for member in members if member.routable for model in member.models if _is_ready((member, model))]
+    """Every model that some routable node can serve, if need be once it has loaded it, to a request of this scope, by id."""
+    every = [(member, model) for member in members if member.routable for model in member.models if _is_usable((member, model))]
     holdings = [holding for holding in every if _is_within(holding, scope, me)]
     listed = {}
     for _, model in holdings:
@@ -139,6 +150,7 @@ def listings(members: Iterable[Member], *, me: NodeId = NOBODY, scope: Scope = S
             size=model.size,
             context_length=max(other.context_length for _, other in same),
             nodes=tuple(sorted({member.name for member, _ in same})),
+            loaded_on=tuple(sorted({member.name for member, other in same if _state((member, other)) in {"ready", ""}})),
             origins=tuple(sorted({other.origin for _, other in same if other.origin})),
         )
     return tuple(sorted(listed.values(), key=lambda listing: listing.id))
@@ -217,9 +229,9 @@ def _state(holding: Holding) -> str:
     return load.state if load else ""
 
 
-def _is_ready(holding: Holding) -> bool:
-    """Empty: the record came before the first heartbeat, and a model is advertised only once it is loaded."""
-    return _state(holding) in {"ready", ""}
+def _is_usable(holding: Holding) -> bool:
+    """Ready, or would be for whoever asks. Empty: the record came before the first heartbeat."""
+    return _state(holding) in {"ready", "available", "loading", ""}
 
 
 def _candidate(member: Member, model: Model, me: NodeId, name: str) -> Candidate:

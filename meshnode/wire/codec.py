@@ -267,8 +267,10 @@ def _request_fault(request: Request) -> str | None:
         return "a sampling parameter is not a finite number"
     if min(request.n, request.hops, request.worker_deaths, request.deadline_ms or 0) < 0:
         return "a count is negative"
-    if resume is not None and (len(resume.token_ids) > MAX_RESUME_IDS or resume.emitted_chars < 0):
+    if resume is not None and (len(resume.token_ids) > MAX_RESUME_IDS or min(resume.emitted) < 0):
         return "resume is out of range"
+    if isinstance(request.prompt, tuple) and len(request.prompt) > MAX_RESUME_IDS:
+        return f"a prompt of more than {MAX_RESUME_IDS} tokens"
     return None
 
 

@@ -40,12 +40,12 @@ Hash = Annotated[bytes, Meta(min_length=8, max_length=8)]
 
 
 class ModelState(msgspec.Struct, frozen=True, array_like=True):
-    """Live load of one loaded model of the sender (design D10). Times in ms, speeds in tokens per second; 0 = not measured."""
+    """Live load of one model of the sender (design D10). Times in ms, speeds in tokens per second; 0 = not measured."""
 
     name: Word
     digest: Weights
     state: Word
-    """loading, ready, failed or draining"""
+    """ready, available (loaded when asked for), loading, checking, failed or draining"""
     active: Count = 0
     slots: Count = 0
     queued: Count = 0
@@ -267,7 +267,7 @@ class StreamChunk(msgspec.Struct, frozen=True, array_like=True, tag=19):
     """A piece of the answer; `token_ids` are little-endian 32-bit integers packed in bytes, `finish` is empty or the reason.
 
     `logprobs` are those of `token_ids`, where asked for, without the token that ends the answer. `reasoning` and `tool_calls` are
-    no part of the text.
+    no part of the text. `stop` is beside `finish` the index of the request's stop string that ended the choice.
     """
 
     stream: Count
@@ -278,6 +278,7 @@ class StreamChunk(msgspec.Struct, frozen=True, array_like=True, tag=19):
     logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: Text = ""
     tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=MAX_TOOL_CALLS)] = ()
+    stop: Count | None = None
 
 
 class StreamEnd(msgspec.Struct, frozen=True, array_like=True, tag=20):

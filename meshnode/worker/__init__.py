@@ -6,7 +6,8 @@
     engine       which sequence gets which rows of the next batch; knows nothing of llama.cpp, sockets or wall clocks
     llama        the Runtime under the engine, and the only module that imports llama_cpp
     renderer     the child's own child, in which the model's chat template runs
-    template, prompt, sampling, text, gguf, digest, machine, protocol    the parts, one noun each
+    reader       takes what a model writes apart: thoughts, text, calls; with `dialect`, its marks, and `calls`, what they hold
+    template, content, conversation, fallback, prompt, sampling, text, gguf, digest, machine, protocol    the parts, one noun each
 
 The parent imports neither llama_cpp nor numpy nor jinja2: a node without the extra `llama` still runs and says what is missing.
 """

@@ -26,7 +26,7 @@ _MODEL_NAME = re.compile(rf"[^\s\x00-\x1f\x7f]{{1,{MAX_TOOL_NAME}}}")
 _HEADER = re.compile(r"(?P<name>[^\s\[{]+)\s*(\[CALL_ID\][^\[{]*)?(\[ARGS\])?\s*")
 _MAX_HEADER = 2 * MAX_TOOL_NAME
 _CLOSE = "</function>"
-_MALFORMED = (ValueError, RecursionError, KeyError)
+_MALFORMED = (ValueError, RecursionError, KeyError, OverflowError)
 
 
 class _JsonEnd:

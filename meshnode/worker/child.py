@@ -1,5 +1,6 @@
 """One life of a child process, seen from the parent: start, frames both ways, last words, orderly end (trio)."""
 
+import importlib.util
 import math
 import os
 import signal
@@ -20,6 +21,15 @@ _TERM_S = 1.0
 _RECEIVE = 256 * 1024
 _LAST_WORDS = 4096
 """Bytes of standard error that are kept, the newest ones."""
+
+
+def what_is_missing() -> str:
+    """What a child could not do without, and what to do; empty when all is there."""
+    missing = [module for module in ("llama_cpp", "numpy", "jinja2") if importlib.util.find_spec(module) is None]
+    if not missing:
+        return ""
+    wanted = "Run: pip install 'meshnode[llama]', then start again; or start with --no-worker."
+    return f"llama.cpp for Python is not installed ({', '.join(missing)} missing). {wanted}"
 
 
 class Child:

@@ -45,7 +45,7 @@ def described(messages: Sequence[Message], offered: str | None, *, system: bool 
 
 
 def _introduced(messages: list[Message], offered: str, *, system: bool) -> list[Message]:
-    signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in json.loads(offered))
+    signatures = "\n".join(bytes(tool).decode() for tool in msgspec.json.decode(offered, type=list[msgspec.Raw]))
     text = _INTRODUCTION.format(signatures=signatures)
     role = "system" if system else "user"
     if messages and messages[0].role == role:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import msgspec
 
 from meshnode.errors import ConfigurationError
+from meshnode.worker import split
 
 MAX_STRING = 1024 * 1024
 """Longest text that we keep; real ones are names and chat templates. Longer ones are skipped over, unread."""
@@ -22,10 +23,13 @@ MAX_ELEMENTS = 16 * 1024 * 1024
 """Elements of an array that is not skipped in one go (of strings); the largest vocabularies have 256 Ki tokens."""
 DEFAULT_CONTEXT = 2048
 """Where the file does not say."""
-COMPUTE_BYTES = 96 * 1024 * 1024
-"""Rough room for activations and buffers beside weights and KV cache. A guess from models of up to 8 G parameters."""
+MAX_LAYERS = 1024
+"""Longest array of integers that is kept: one for each layer."""
+MAX_PARTS = 512
+"""Files of a split model. A guess: the largest ones published have some dozens."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_INTEGERS = {0, 1, 2, 3, 4, 5, 10, 11}
 _STRING, _ARRAY = 8, 9
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36), 10: (256, 84),
@@ -35,7 +39,7 @@ _BLOCKS = {
 }  # fmt: skip
 """ggml tensor type -> (elements, bytes) of a block. A type that we do not know is checked by its offset alone."""
 
-_Value = int | float | bool | str | None
+_Value = int | float | bool | str | tuple[int, ...] | None
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,22 +48,26 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     name: str
     size: int
-    """Of the file, in bytes."""
+    """Of the file, or of all parts together, in bytes."""
+    parts: int = 1
+    """Files that it is split over."""
     context_length: int
     """As trained."""
     vocabulary: int
     chat_template: str
     """Empty when there is none."""
+    width: int = 0
+    """Of the embedding; 0 when the file does not say, as the next two."""
+    hidden: int = 0
+    """Widest layer of the feed-forward network."""
     kv_bytes_per_token: int
-    """Of the KV cache in 16-bit floats; 0 when the file does not say enough."""
+    """Of the KV cache in 16-bit floats, over all layers."""
+    state_bytes_per_slot: int = 0
+    """Of what recurrent layers keep in place of a KV cache, over all layers."""
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     """Its author's defaults for sampling (`general.sampling.*`)."""
-
-    def memory_needed(self, context: int) -> int:
-        """Roughly what loading it with a KV cache of `context` tokens takes."""
-        return self.size + self.kv_bytes_per_token * context + COMPUTE_BYTES
 
 
 class _Bad(Exception):
@@ -121,11 +129,48 @@ class _Reader:
 
 
 def read_facts(path: Path) -> Facts:
-    """The facts of `path`. Raises ConfigurationError naming the file and what is wrong with it. Blocks: use a thread."""
+    """The facts of `path`, the first file of a split model. Raises ConfigurationError naming the file and what is wrong with it.
+
+    Blocks: use a thread.
+    """
+    values, size = _checked(path)
+    count = max(1, _integer(values, "split.count", 1))
+    if count > 1:
+        size += _check_parts(path, _integer(values, "split.no", 0), count)
+    architecture = _string(values, "general.architecture")
+    if not architecture:
+        raise ConfigurationError(f"{path} names no architecture.", hint=_WANTED)
+    return Facts(
+        architecture=architecture,
+        name=_string(values, "general.name") or split.stem(path),
+        size=size,
+        parts=count,
+        context_length=_integer(values, f"{architecture}.context_length", DEFAULT_CONTEXT) or DEFAULT_CONTEXT,
+        vocabulary=_integer(values, "tokenizer.ggml.tokens", 0) or _integer(values, f"{architecture}.vocab_size", 0),
+        chat_template=_string(values, "tokenizer.chat_template"),
+        width=_integer(values, f"{architecture}.embedding_length", 0),
+        hidden=max(_integers(values, f"{architecture}.feed_forward_length"), default=0),
+        kv_bytes_per_token=_kv_bytes(values, architecture),
+        state_bytes_per_slot=_state_bytes(values, architecture),
+        temperature=_number(values, "general.sampling.temp"),
+        top_p=_number(values, "general.sampling.top_p"),
+        top_k=_integer(values, "general.sampling.top_k", -1) if "general.sampling.top_k" in values else None,
+    )
+
+
+_WANTED = "Give the path of a model in GGUF form."
+
+
+def _checked(path: Path) -> tuple[dict[str, _Value], int]:
+    """What one file says, and its size, with every bound checked."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            return _facts(_Reader(file, size), path)
+            reader = _Reader(file, size)
+            tensors, keys = _header(reader)
+            values = _pairs(reader, keys)
+            _check_tensors(reader, tensors, _integer(values, "general.alignment", 32))
+            return values, size
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}.", hint="Give the path of a GGUF file.") from error
     except _Truncated as error:
@@ -133,30 +178,35 @@ def read_facts(path: Path) -> Facts:
             f"{path} is truncated: it has {size} of at least {error.needed} bytes.", hint="Download or copy it again."
         ) from error
     except _Bad as error:
-        raise ConfigurationError(f"{path} {error}", hint="Give the path of a model in GGUF form.") from error
+        raise ConfigurationError(f"{path} {error}", hint=_WANTED) from error
 
 
-def _facts(reader: _Reader, path: Path) -> Facts:
-    tensors, keys = _header(reader)
-    values = _pairs(reader, keys)
-    _check_tensors(reader, tensors, _integer(values, "general.alignment", 32))
-    if _integer(values, "split.count", 1) > 1:
-        raise _Bad("is one part of a split model, which is not supported yet.")
-    architecture = _string(values, "general.architecture")
-    if not architecture:
-        raise _Bad("names no architecture.")
-    return Facts(
-        architecture=architecture,
-        name=_string(values, "general.name") or path.stem,
-        size=reader.size,
-        context_length=_integer(values, f"{architecture}.context_length", DEFAULT_CONTEXT) or DEFAULT_CONTEXT,
-        vocabulary=_integer(values, "tokenizer.ggml.tokens", 0) or _integer(values, f"{architecture}.vocab_size", 0),
-        chat_template=_string(values, "tokenizer.chat_template"),
-        kv_bytes_per_token=_kv_bytes(values, architecture),
-        temperature=_number(values, "general.sampling.temp"),
-        top_p=_number(values, "general.sampling.top_p"),
-        top_k=_integer(values, "general.sampling.top_k", -1) if "general.sampling.top_k" in values else None,
-    )
+def _check_parts(path: Path, number: int, count: int) -> int:
+    """The size of all parts of a split model but the first, `path`, which says that it is part `number`, from 0, of `count`."""
+    if count > MAX_PARTS:
+        raise ConfigurationError(f"{path} is damaged: it claims {count} parts.", hint=_WANTED)
+    named = split.part_of(path)
+    if named is None or (named.number, named.count) != (number + 1, count):
+        name = f"NAME-{number + 1:05}-of-{count:05}.gguf"
+        raise ConfigurationError(f"{path} is part {number + 1} of a model of {count} parts, and is not called {name}.",
+                                 hint="Give all parts the names that they had.")  # fmt: skip
+    if number:
+        first = path.with_name(f"{named.stem}-00001-of-{count:05}.gguf")
+        if not first.exists():
+            message = f"{path}: part 1 of {count} is missing: there is no {first.name}."
+            raise ConfigurationError(message, hint="Copy it into the same folder.")
+        raise ConfigurationError(f"{path} is part {number + 1} of {count} of a model.", hint=f"Give the first: {first}")
+    size = 0
+    for index, part in enumerate(split.parts(path, count)[1:], start=1):
+        if not part.exists():
+            raise ConfigurationError(
+                f"{path}: part {index + 1} of {count} is missing: there is no {part.name}.", hint="Copy it into the same folder."
+            )
+        values, more = _checked(part)
+        if (_integer(values, "split.no", 0), _integer(values, "split.count", 1)) != (index, count):
+            raise ConfigurationError(f"{part} is not part {index + 1} of {count}, as its name says.", hint="Copy it again.")
+        size += more
+    return size
 
 
 def _header(reader: _Reader) -> tuple[int, int]:
@@ -173,7 +223,7 @@ def _header(reader: _Reader) -> tuple[int, int]:
 
 
 def _pairs(reader: _Reader, count: int) -> dict[str, _Value]:
-    """Key -> value; of an array only its length, which is all that we want of one."""
+    """Key -> value; of an array only its length, save of a short one of integers, which may be one for each layer."""
     values: dict[str, _Value] = {}
     for _ in range(count):
         key = reader.text()
@@ -185,15 +235,17 @@ def _value(reader: _Reader, kind: int) -> _Value:
     if kind == _STRING:
         return reader.text()
     if kind == _ARRAY:
-        return _skip_array(reader)
+        return _array(reader)
     if kind in _SCALARS:
         return reader.scalar(_SCALARS[kind])
     raise _Bad(f"is damaged: it has a value of the unknown type {kind}.")
 
 
-def _skip_array(reader: _Reader) -> int:
+def _array(reader: _Reader) -> int | tuple[int, ...]:
     kind = reader.scalar("<I")
     length = reader.count(reader.size, "elements in an array")
+    if kind in _INTEGERS and length <= MAX_LAYERS:
+        return tuple(reader.scalar(_SCALARS[kind]) for _ in range(length))
     if kind in _SCALARS:
         reader.skip(length * struct.calcsize(_SCALARS[kind]))
     elif kind == _STRING and length <= MAX_ELEMENTS:
@@ -227,17 +279,44 @@ def _tensor_end(reader: _Reader) -> int:
 
 
 def _kv_bytes(values: dict[str, _Value], architecture: str) -> int:
-    """Rough: a model whose layers differ (arrays in place of numbers) is counted as if all were like the largest guess."""
+    """Per token: over the layers, KV heads x (length of a key + of a value) x 2 bytes (llama.cpp, `llama_kv_cache`).
+
+    Layers that differ have an array in place of a number, with 0 for those that have no KV cache. A model that keeps all layers'
+    keys in one compressed form (multi-head latent attention) takes less than this.
+    """
 
     def get(key: str, default: int) -> int:
         return _integer(values, f"{architecture}.{key}", default)
 
-    heads = get("attention.head_count", 0)
+    heads = max(_integers(values, f"{architecture}.attention.head_count"), default=0)
     if not heads:
         return 0
     width = get("embedding_length", 0) // heads
     per_head = get("attention.key_length", width) + get("attention.value_length", width)
-    return get("block_count", 0) * min(get("attention.head_count_kv", heads), heads) * per_head * 2
+    kv_heads = _integers(values, f"{architecture}.attention.head_count_kv") or (heads,)
+    layers = min(get("block_count", 0), MAX_LAYERS)
+    of_all = sum(kv_heads) if len(kv_heads) > 1 else layers * min(kv_heads[0], heads)
+    return of_all * per_head * 2
+
+
+def _state_bytes(values: dict[str, _Value], architecture: str) -> int:
+    """Per sequence, in 32-bit floats: of each recurrent layer the convolution's window and the state (llama.cpp,
+    `llama_hparams::n_embd_r` and `n_embd_s`, of Mamba and its kin). Counted for all layers, though some may have attention."""
+
+    def get(key: str) -> int:
+        return _integer(values, f"{architecture}.ssm.{key}", 0)
+
+    inner, state = get("inner_size"), get("state_size")
+    window = max(0, get("conv_kernel") - 1) * (inner + 2 * get("group_count") * state)
+    return min(_integer(values, f"{architecture}.block_count", 0), MAX_LAYERS) * (window + inner * state) * 4
+
+
+def _integers(values: dict[str, _Value], key: str) -> tuple[int, ...]:
+    """One for each layer, or one for all; empty when the file does not say."""
+    value = values.get(key)
+    if isinstance(value, tuple):
+        return tuple(max(0, each) for each in value)
+    return (value,) if isinstance(value, int) and value >= 0 else ()
 
 
 def _string(values: dict[str, _Value], key: str) -> str:

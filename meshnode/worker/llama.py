@@ -10,8 +10,9 @@ Traps that shape this file (llama-cpp-python 0.3.36):
 
 import ctypes
 import itertools
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,34 @@ import numpy as np
 from llama_cpp import _ggml
 from llama_cpp import llama_cpp as c
 
-from meshnode.errors import ConfigurationError
-from meshnode.worker import machine
-from meshnode.worker.engine import Span
+from meshnode.errors import ConfigurationError, ModelUnavailable, Unsupported
+from meshnode.worker import machine, memory
+from meshnode.worker.compute import Compute, FlashAttention, KvType
+from meshnode.worker.embedding import Vectors
 from meshnode.worker.gguf import Facts
+from meshnode.worker.runtime import NoRoom, Span
 from meshnode.worker.sampling import Logits
+from meshnode.worker.threads import ThreadCount
 
 BATCH = 512
 """Rows of one batch, and of one pass over the weights. More helps prefill a little on a GPU and costs memory."""
 BYTES_PER_THREAD = 16 * 1024 * 1024
 """Of weights. For less, a second thread has next to nothing to compute and waits for the first at every layer, which is ruinous
 on a busy machine: with the demo model the speed is the same alone, and tens of times higher beside other work."""
+LOGITS_BYTES = 512 * 1024 * 1024
+"""That a pass over texts to embed may fill with logits: 4096 tokens with a vocabulary of 32,000."""
 _WARN, _ERROR = 3, 4
+_NO_ROOM = 1
+"""Of llama_decode: no slot for the batch in the KV cache, and the state is as before."""
+_PAD = 256
+"""llama.cpp makes a sequence's own part of the cache a multiple of so many tokens."""
 _GPU, _INTEGRATED_GPU = 1, 2
+_FLASH = {
+    FlashAttention.AUTO: c.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    FlashAttention.ON: c.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    FlashAttention.OFF: c.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+_KV_TYPES = {KvType.F16: c.GGML_TYPE_F16, KvType.Q8_0: c.GGML_TYPE_Q8_0, KvType.Q4_0: c.GGML_TYPE_Q4_0}
 
 
 class DecodeFailed(Exception):
@@ -49,12 +65,17 @@ def gpus() -> int:
     return sum(kind in (_GPU, _INTEGRATED_GPU) for kind in kinds)
 
 
+_CALLBACKS: list[Any] = []
+"""Never forgotten: llama.cpp calls the last one also when the runtime that set it is gone, as in tests."""
+
+
 class _Log:
     """The last complaints of llama.cpp, in place of its hundreds of lines on standard error."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=4)
         self._callback = c.llama_log_callback(self._hear)
+        _CALLBACKS.append(self._callback)
         c.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def _hear(self, level: int, text: bytes, _data: int) -> None:
@@ -66,39 +87,57 @@ class _Log:
 
 
 class LlamaRuntime:
-    """One loaded model with a unified KV cache: any mix of lengths, `slots` times `context_length` tokens in all."""
+    """One loaded model with a KV cache of `slots` times `context_length` tokens, a few more where llama.cpp rounds up."""
 
-    def __init__(self, path: Path, facts: Facts, *, slots: int, context_length: int) -> None:
-        """Load `path`; raises ConfigurationError with llama.cpp's last words when it refuses."""
+    def __init__(
+        self,
+        path: Path,
+        facts: Facts,
+        *,
+        slots: int,
+        context_length: int,
+        compute: Compute = Compute(),  # noqa: B008 - frozen
+        memory_free: int | None = None,
+    ) -> None:
+        """Load `path`; raises ConfigurationError with llama.cpp's last words when it refuses.
+
+        `memory_free` are the bytes of main memory that it may take; None: not known.
+        """
         self._log = _Log()
         c.llama_backend_init()
         self.slots = slots
-        self.context_length = context_length
+        self.unified = unified = compute.unified
+        self.pool = slots * context_length
+        self.context_length = min(self.pool, max(context_length, facts.context_length)) if unified else context_length
         self.batch_size = BATCH
-        self.on_gpu = gpus() > 0
-        self._check_memory(path, facts)
+        self.on_gpu = gpus() > 0 and compute.gpu_layers != 0
+        self._compute = compute
+        self._check_memory(path, facts, memory_free)
         self._model = self._load(path)
         self._context = self._open_context(path, facts)
         self._memory = c.llama_get_memory(self._context)
+        self.generates = bool(self._memory)
+        """Whether it writes text: one that reads it from both sides keeps no memory of it, and only makes embeddings."""
+        self._copies = unified and not (c.llama_model_is_recurrent(self._model) or c.llama_model_is_hybrid(self._model))
         self._vocab = c.llama_model_get_vocab(self._model)
         self._size: int = c.llama_vocab_n_tokens(self._vocab)
         self._pieces: list[bytes | None] = [None] * self._size
         self._ends = frozenset(token for token in range(self._size) if c.llama_vocab_is_eog(self._vocab, token))
         self._rows = _Rows(BATCH, slots)
 
-    def _check_memory(self, path: Path, facts: Facts) -> None:
+    def _check_memory(self, path: Path, facts: Facts, free: int | None) -> None:
         """On a GPU the weights go elsewhere, and llama.cpp itself refuses what does not fit there."""
-        available = None if self.on_gpu else machine.memory_available()
-        needed = facts.memory_needed(self.slots * self.context_length)
-        if available is not None and needed > available:
+        needed = memory.need(facts, slots=self.slots, context_length=self.pool // self.slots, kv_type=self._compute.kv_type)
+        if free is not None and needed.total > free and not self.on_gpu:
             raise machine.MemoryShort(
-                f"{path} does not fit in memory: it needs about {machine.human(needed)}, {machine.human(available)} are free.",
+                f"{path} does not fit in memory: it needs about {needed}; {machine.human(free)} are free.",
                 hint="Free memory, take fewer slots or a shorter context, or a smaller quantisation.",
             )
 
     def _load(self, path: Path) -> c.llama_model_p:
         params = c.llama_model_default_params()
-        params.n_gpu_layers = -1 if self.on_gpu else 0
+        layers = self._compute.gpu_layers
+        params.n_gpu_layers = 0 if not self.on_gpu else -1 if layers is None else layers
         params.split_mode = c.LLAMA_SPLIT_MODE_LAYER
         params.load_mode = c.LLAMA_LOAD_MODE_AUTO
         params.main_gpu = 0
@@ -115,30 +154,37 @@ class LlamaRuntime:
         return model
 
     def _open_context(self, path: Path, facts: Facts) -> c.llama_context_p:
-        threads = min(machine.cores(), 1 + facts.size // BYTES_PER_THREAD)
+        self._thread_limit = min(machine.cores(), 1 + facts.size // BYTES_PER_THREAD)
+        self._threads = ThreadCount(self._thread_limit)
         params = c.llama_context_default_params()
-        params.n_ctx = self.slots * self.context_length
+        params.n_ctx = self.pool if self.unified else self.slots * _padded(self.context_length)
         params.n_batch = params.n_ubatch = BATCH
         params.n_seq_max = self.slots
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = params.n_threads_batch = self._threads.count
         params.rope_scaling_type = c.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED
-        params.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_AUTO
-        params.type_k = params.type_v = c.GGML_TYPE_F16
+        params.flash_attn_type = _FLASH[self._compute.flash_attention]
+        params.type_k = params.type_v = _KV_TYPES[self._compute.kv_type]
         params.embeddings = False
         params.offload_kqv = params.op_offload = True
         params.no_perf = True
         params.swa_full = True
-        params.kv_unified = True
+        params.kv_unified = self.unified
         context: c.llama_context_p = c.llama_init_from_model(self._model, params)
         if not context:
             raise machine.MemoryShort(
-                f"llama.cpp cannot make room for {path}: {self._log.tail()}", hint="Take a shorter context."
+                f"llama.cpp cannot make room for {path}: {self._log.tail()}", hint="Take a shorter context, or --kv-type f16."
             )
         return context
 
+    def embedding(self) -> "LlamaEmbedding":
+        """A second context on the same weights. Raises Unsupported for a model that ranks, ModelUnavailable without memory."""
+        return LlamaEmbedding(self._model, context_length=self.context_length, threads=c.llama_n_threads(self._context))
+
     def decode(self, spans: Sequence[Span]) -> Sequence[Logits]:
         batch = self._rows.fill(spans)
-        code = c.llama_decode(self._context, batch)
+        code = self._adapting(batch.n_tokens, lambda: c.llama_decode(self._context, batch))
+        if code == _NO_ROOM:
+            raise NoRoom
         if code != 0:
             raise DecodeFailed(f"llama_decode returned {code}: {self._log.tail()}")
         wanted = sum(span.last for span in spans)
@@ -149,6 +195,49 @@ class LlamaRuntime:
 
     def cut(self, slot: int, length: int) -> bool:
         return bool(c.llama_memory_seq_rm(self._memory, slot, length, -1))
+
+    def set_threads(self, count: int) -> None:
+        """Use at most `count` threads from the next batch on."""
+        self._threads.set_limit(min(count, self._thread_limit))
+        self._use_threads()
+
+    def _use_threads(self) -> None:
+        c.llama_set_n_threads(self._context, self._threads.count, self._threads.count)
+
+    def _adapting(self, rows: int, decode: Callable[[], int]) -> int:
+        """Run `decode`, of so many rows, and learn from it how many threads the next one should have."""
+        before, wall, cpu = self._threads.count, time.monotonic(), time.process_time()
+        code = decode()
+        now = time.monotonic()
+        self._threads.observe(rows=rows, wall=now - wall, cpu=time.process_time() - cpu, now=now)
+        if self._threads.count != before:
+            self._use_threads()
+        return code
+
+    def threads(self) -> int:
+        """How many llama.cpp uses now."""
+        return int(c.llama_n_threads(self._context))
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """In a cache in parts, copying a part of a sequence is an assertion failure. A recurrent state has no beginning."""
+        if self._copies:
+            c.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        return self._copies
+
+    def save(self, slot: int, most: int) -> bytearray | None:
+        size: int = c.llama_state_seq_get_size(self._context, slot)
+        if not 0 < size <= most:
+            return None
+        saved = bytearray(size)
+        written: int = c.llama_state_seq_get_data(self._context, (ctypes.c_uint8 * size).from_buffer(saved), size, slot)
+        return saved if written == size else None
+
+    def restore(self, slot: int, saved: bytearray) -> bool:
+        data = (ctypes.c_uint8 * len(saved)).from_buffer(saved)
+        if c.llama_state_seq_set_data(self._context, data, len(saved), slot) == len(saved):
+            return True
+        self.cut(slot, 0)
+        return False
 
     def piece(self, token: int) -> bytes:
         piece = self._pieces[token]
@@ -203,6 +292,70 @@ class LlamaRuntime:
         return tuple(text for text in map(self.token_text, tokens) if text)
 
 
+class LlamaEmbedding:
+    """Vectors of texts (embedding.EmbeddingRuntime), pooled as the model's file says, and by their mean where it says nothing.
+
+    A text has to lie in one pass whole. The pass computes the logits of all its tokens too, which nobody wants and llama.cpp
+    cannot leave out, so its size is bounded by their memory.
+    """
+
+    sequences = 64
+
+    def __init__(self, model: c.llama_model_p, *, context_length: int, threads: int) -> None:
+        self._model = model
+        self._vocab = c.llama_model_get_vocab(model)
+        row = 4 * c.llama_vocab_n_tokens(self._vocab)
+        self.max_tokens = min(context_length, c.llama_model_n_ctx_train(model), max(BATCH, LOGITS_BYTES // row))
+        needed, available = row * self.max_tokens, machine.memory_available()
+        if available is not None and needed > available:
+            figures = f"they need about {machine.human(needed)}, {machine.human(available)} are free"
+            raise ModelUnavailable(f"There is no memory for embeddings here: {figures}.", retry_after=30)
+        self._threads = threads
+        self._dimensions: int = c.llama_model_n_embd(model)
+        self._context = self._open(c.LLAMA_POOLING_TYPE_UNSPECIFIED)
+        pooling = c.llama_pooling_type(self._context)
+        if pooling == c.LLAMA_POOLING_TYPE_NONE:
+            c.llama_free(self._context)
+            self._context = self._open(c.LLAMA_POOLING_TYPE_MEAN)
+        elif pooling == c.LLAMA_POOLING_TYPE_RANK:
+            c.llama_free(self._context)
+            raise Unsupported("This model ranks texts, and makes no embeddings.", param="model")
+        self._memory = c.llama_get_memory(self._context)
+        self._rows = _Rows(self.max_tokens, self.sequences)
+
+    def _open(self, pooling: int) -> c.llama_context_p:
+        params = c.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = self.max_tokens
+        params.n_seq_max = self.sequences
+        params.n_threads = params.n_threads_batch = self._threads
+        params.embeddings = True
+        params.pooling_type = pooling
+        params.no_perf = True
+        params.kv_unified = True
+        context: c.llama_context_p = c.llama_init_from_model(self._model, params)
+        if not context:
+            raise ModelUnavailable("There is no memory left for embeddings here.", retry_after=30)
+        return context
+
+    def tokenize(self, text: str) -> list[int]:
+        """With the tokens that the model wants around a text, and no control token from within it."""
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 8
+        tokens = (ctypes.c_int32 * room)()
+        count: int = c.llama_tokenize(self._vocab, data, len(data), tokens, room, True, False)
+        return tokens[: max(count, 0)]
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> Vectors:
+        if self._memory:
+            c.llama_memory_clear(self._memory, False)
+        spans = [Span(slot, 0, text, True) for slot, text in enumerate(texts)]
+        code = c.llama_decode(self._context, self._rows.fill(spans, every=True))
+        if code != 0:
+            raise DecodeFailed(f"llama_decode returned {code} for embeddings")
+        rows = [c.llama_get_embeddings_seq(self._context, slot) for slot in range(len(texts))]
+        return np.array([np.ctypeslib.as_array(row, shape=(self._dimensions,)) for row in rows], np.float32)
+
+
 class _Rows:
     """A llama_batch over numpy arrays, filled in a few vectorised assignments a step. Never to be given to llama_batch_free."""
 
@@ -221,21 +374,26 @@ class _Rows:
         self._batch.seq_id = _pointer(self._pointers, ctypes.POINTER(ctypes.c_int32))
         self._batch.logits = _pointer(self._wanted, ctypes.c_int8)
 
-    def fill(self, spans: Sequence[Span]) -> c.llama_batch:
+    def fill(self, spans: Sequence[Span], *, every: bool = False) -> c.llama_batch:
+        """`every` token's result is wanted, not the last one's alone."""
         tokens = list(itertools.chain.from_iterable(span.tokens for span in spans))
         count = len(tokens)
         assert 0 < count <= len(self._tokens), "llama.cpp would abort"
         self._tokens[:count] = tokens
-        self._wanted[:count] = 0
+        self._wanted[:count] = every
         row = 0
         for span in spans:
             end = row + len(span.tokens)
             self._positions[row:end] = np.arange(span.start, span.start + len(span.tokens))
             self._pointers[row:end] = self._slot_pointers[span.slot]
-            self._wanted[end - 1] = span.last
+            self._wanted[end - 1] = span.last or every
             row = end
         self._batch.n_tokens = count
         return self._batch
+
+
+def _padded(length: int) -> int:
+    return -(-length // _PAD) * _PAD
 
 
 def _pointer(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], kind: Any) -> Any:

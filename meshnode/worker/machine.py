@@ -8,6 +8,8 @@ from meshnode.errors import ConfigurationError
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _MEMINFO = Path("/proc/meminfo")
+_PROC = Path("/proc")
+_CGROUP = Path("/sys/fs/cgroup")
 TOLD_EVERY_S = 10.0
 """Design D10: slow facts change at most once in ten seconds."""
 
@@ -44,15 +46,36 @@ def cores() -> int:
 
 
 def memory_available() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say."""
+    """Bytes that can be had without swapping, in our container if we are in one; None where the system does not say."""
     try:
         lines = _MEMINFO.read_text().splitlines()
     except OSError:
         return None
     for line in lines:
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+            available = int(line.split()[1]) * 1024
+            allowed = _left_of_container()
+            return available if allowed is None else min(available, allowed)
     return None
+
+
+def _left_of_container() -> int | None:
+    """What a container's limit leaves; None where there is none. Cached files are given up before anybody is killed."""
+    try:
+        limit, current = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return max(0, limit - current + int(stat["inactive_file"]) + int(stat["active_file"]))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def resident(pid: int) -> int | None:
+    """Bytes of a process's own in memory, mapped files left out; None where the system does not say, or it is gone."""
+    try:
+        _, pages, shared, *_ = map(int, (_PROC / str(pid) / "statm").read_text().split())
+    except (OSError, ValueError):
+        return None
+    return (pages - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_total() -> int | None:

@@ -14,7 +14,9 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar, assert_never
 
@@ -22,20 +24,55 @@ import msgspec
 
 from meshnode import tools
 from meshnode.errors import ConfigurationError, InternalError, InvalidRequest, MeshnodeError, Unsupported
-from meshnode.inference import MAX_BIASES, MAX_TOP_LOGPROBS, Event, Request, Sampling
-from meshnode.worker import confinement, sampling
-from meshnode.worker.answer import Form
+from meshnode.inference import (
+    MAX_BIASES,
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    Chunk,
+    End,
+    Event,
+    Finish,
+    Request,
+    Sampling,
+    Usage,
+)
+from meshnode.worker import confinement, machine, sampling
+from meshnode.worker.answer_format import constraints_of
+from meshnode.worker.constraint import Grammars
 from meshnode.worker.dialect import dialect_of, opening
-from meshnode.worker.engine import Engine, Happening, Job
+from meshnode.worker.embedding import Embedder
+from meshnode.worker.engine import MAX_PARKED, Engine, Happening
 from meshnode.worker.gguf import Facts
+from meshnode.worker.job import Job
 from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.machine import MemoryShort
 from meshnode.worker.penalties import DEFAULT_LAST, Bias, Penalties
 from meshnode.worker.prompt import Tokenizer
-from meshnode.worker.protocol import Cancel, Failure, Frames, Load, Ready, Refused, Step, Submit, ToChild, ToParent, frame
+from meshnode.worker.protocol import (
+    Cached,
+    Cancel,
+    Failure,
+    Frames,
+    Load,
+    Ready,
+    Refused,
+    Region,
+    Step,
+    Submit,
+    Threads,
+    ToChild,
+    ToParent,
+    frame,
+)
+from meshnode.worker.reader import PLAIN, Form
 from meshnode.worker.renderer import CHATML, Renderer
+from meshnode.worker.vocabulary import Vocabulary
 
 _RECEIVE = 256 * 1024
+MAX_ECHO = 1 << 20
+"""Tokens sent back, in one message: as many as a request may bring."""
+CACHED_S = 1.0
+"""Between two reports of what is cached, while there is work: as often as a node tells others of its load."""
 _END_OF_TURN = "<|im_end|>"
 
 Number = TypeVar("Number", int, float)
@@ -70,37 +107,109 @@ class _Model:
     def __init__(self, load: Load) -> None:
         facts = load.facts
         renderer = Renderer()  # first, so that its interpreter starts while the model loads
-        runtime = LlamaRuntime(Path(os.fsdecode(load.path)), facts, slots=load.slots, context_length=load.context_length)
+        runtime = LlamaRuntime(
+            Path(os.fsdecode(load.path)),
+            facts,
+            slots=load.slots,
+            context_length=load.context_length,
+            compute=load.compute,
+            memory_free=load.memory_free,
+        )
         renderer.compile(facts.chat_template or CHATML, bos=runtime.bos(), eos=runtime.eos())
         controls = runtime.control_texts()
-        self.engine = Engine(runtime, clock=time.monotonic)
+        free = machine.memory_available() or 4 * MAX_PARKED
+        self.engine = Engine(runtime, clock=time.monotonic, max_parked=min(MAX_PARKED, free // 4))
+        self.context_length = runtime.context_length
         self.note = "" if facts.chat_template else "The file has no chat template; ChatML is used."
+        self.on_gpu = runtime.on_gpu
+        self.set_threads = runtime.set_threads
         self._facts = facts
         self._ending = runtime.ending()
         self._vocabulary = runtime.vocabulary()
+        self._runtime = runtime
+        self.embedder: Embedder | None = None
+        """Made when first asked for: it takes memory of its own."""
         self._render = renderer.render
+        self._piece = runtime.piece
         self._tokens = Tokenizer(runtime.tokenize, controls=controls, first=runtime.first_token()).tokens
-        # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
         self._dialect = dialect_of(facts.chat_template, takes_tools=renderer.takes_tools)
         self._marks = {token: text for text in self._dialect.texts for token in control(runtime, text)}
+        # A model to which ChatML's end of turn is no token spells it, and would go on with the next turn.
         self._stops = () if facts.chat_template or _END_OF_TURN in controls else (_END_OF_TURN,)
 
-    def job(self, stream: int, request: Request) -> Job:
+    def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
         """Raises Unsupported, InvalidRequest, or what a bug raises."""
+        if not self._runtime.generates:
+            raise Unsupported("This model makes embeddings, and writes no text.", hint="Ask /v1/embeddings.", param="model")
         check(request)
-        check_bias(request.sampling, self._vocabulary)
+        check_tokens(request, self._vocabulary)
         wanted = wanted_tools(request)
-        prompt = self._render(request.messages, request.tools if wanted.names else None)
-        forced, begun = opening(self._dialect, wanted, prompt)
+        prompt, begun = self._prompt(request, wanted)
+        # All of such an answer follows its form: there is no room for thoughts and calls, and nothing is taken for one.
+        formed = request.response_format.kind != "text"
         return Job(
             stream=stream,
-            prompt=self._tokens((*prompt, *forced)),
+            prompt=prompt,
             sampler=sampler(request.sampling, self._facts, self._ending),
+            n=request.n,
             max_tokens=request.sampling.max_tokens,
-            stops=request.sampling.stop + self._stops,
+            stops=request.sampling.stop + (self._stops if request.prompt is None else ()),
             logprobs=request.logprobs.top if request.logprobs else None,
-            form=self._form(request, wanted, begun),
+            constraint=constraints_of(request.response_format, self._grammars) if formed else None,
+            form=PLAIN if formed or request.prompt is not None else self._form(request, wanted, begun),
+            priority=request.priority,
+            chain=chain,
+            resume=request.resume,
         )
+
+    def _prompt(self, request: Request, wanted: tools.Tools) -> tuple[Sequence[int], str]:
+        """Its tokens, and how it has begun the answer already."""
+        if isinstance(request.prompt, tuple):
+            return request.prompt, ""
+        if request.prompt is not None:
+            return self._tokens((Region(text=request.prompt, ours=True),)), ""
+        prompt = self._render(request.messages, request.tools if wanted.names else None, request.thinking)
+        forced, begun = opening(self._dialect, wanted, prompt)
+        return self._tokens((*prompt, *forced)), begun
+
+    def counted(self, job: Job, *, echo: bool) -> list[Happening]:
+        """The answer to who wants no more than the prompt. Raises InvalidRequest for one too long to be echoed."""
+        if echo and len(job.prompt) > MAX_ECHO:
+            raise InvalidRequest(f"The prompt has {len(job.prompt)} tokens; at most {MAX_ECHO} are sent back.", param="prompt")
+        text = b"".join(map(self._piece, job.prompt)).decode(errors="replace") if echo else ""
+        chunk = Chunk(choice=0, text=text, token_ids=tuple(job.prompt) if echo else (), finish=Finish.LENGTH)
+        usage = Usage(prompt_tokens=len(job.prompt), completion_tokens=0)
+        return [(job.stream, chunk), (job.stream, End(usage=usage))]
+
+    def embed(self, stream: int, request: Request, inputs: Sequence[str]) -> None:
+        """Queue texts to embed. Raises a MeshnodeError, also where the model cannot."""
+        check(request)
+        if self.embedder is None:
+            self._embedding = self._runtime.embedding()
+            self.embedder = Embedder(self._embedding)
+        self.embedder.submit(stream, [self._embedding.tokenize(text) for text in inputs])
+
+    @property
+    def busy(self) -> bool:
+        return self.engine.busy or (self.embedder is not None and self.embedder.busy)
+
+    def step(self) -> list[Happening]:
+        """Of the answers, then of the texts to embed."""
+        happened = self.engine.step() if self.engine.busy else []
+        if self.embedder is not None and self.embedder.busy:
+            happened += self.embedder.step()
+        return happened
+
+    def cancel(self, stream: int) -> None:
+        self.engine.cancel(stream)
+        if self.embedder is not None:
+            self.embedder.cancel(stream)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        """Made when first asked for: to read all tokens takes half a second with the largest vocabularies."""
+        runtime = self._runtime
+        return Grammars(Vocabulary([runtime.piece(token) for token in range(runtime.vocabulary())], runtime.ending()))
 
     def _form(self, request: Request, wanted: tools.Tools, begun: str) -> Form:
         dialect = self._dialect
@@ -111,7 +220,7 @@ class _Model:
             kinds=tools.kinds(request.tools) if request.tools is not None and wanted.names else {},
             parallel=request.parallel_tool_calls and wanted.choice is not tools.Choice.FUNCTION,
             begun=begun,
-            seed=request.id,
+            seed=seed(request) if wanted.names else "",
             short_ids=dialect.short_ids,
             controls={token: text.encode() for token, text in shown.items()},
         )
@@ -121,6 +230,11 @@ def control(runtime: LlamaRuntime, text: str) -> tuple[int, ...]:
     """The control token of this text, whose piece is empty, if the model has one."""
     tokens = runtime.tokenize(text, True)
     return (tokens[0],) if len(tokens) == 1 and not runtime.piece(tokens[0]) else ()
+
+
+def seed(request: Request) -> str:
+    """Of the ids of its calls. A client may give all its requests the same id, but a conversation grows."""
+    return f"{request.id}/{blake2b(msgspec.msgpack.encode(request.messages), digest_size=16).hexdigest()}"
 
 
 def wanted_tools(request: Request) -> tools.Tools:
@@ -134,19 +248,18 @@ def wanted_tools(request: Request) -> tools.Tools:
 
 def check(request: Request) -> None:
     """Refuse by name what this worker cannot do yet, and values that make no sense."""
-    unsupported = {
-        "n": request.n > 1,
-        "response_format": request.response_format.kind != "text",
-        "resume": request.resume is not None,
-    }
+    formed = request.response_format.kind != "text"
+    unsupported = {"response_format": formed and bool(wanted_tools(request).names)}
     asked = request.sampling
     invalid = {
-        "n": request.n < 1,
-        "messages": not request.messages,
+        "n": not 1 <= request.n <= MAX_CHOICES,
+        "resume": request.resume is not None and (request.n > 1 or min(request.resume.emitted) < 0),
+        "echo": request.echo and request.sampling.max_tokens != 0,
+        "messages": [bool(request.messages), request.prompt is not None, request.inputs is not None].count(True) != 1,
         "temperature": asked.temperature is not None and not asked.temperature >= 0,
         "top_p": asked.top_p is not None and not 0 < asked.top_p <= 1,
         "top_k": asked.top_k is not None and asked.top_k < 0,
-        "max_tokens": asked.max_tokens is not None and asked.max_tokens < 1,
+        "max_tokens": asked.max_tokens is not None and asked.max_tokens < 0,
         "stop": not all(asked.stop),
         "logprobs": request.logprobs is not None and not 0 <= request.logprobs.top <= MAX_TOP_LOGPROBS,
         "min_p": not _within(asked.min_p, 0, 1),
@@ -158,7 +271,7 @@ def check(request: Request) -> None:
         "logit_bias": len(asked.logit_bias) > MAX_BIASES or not all(_within(each.bias, -100, 100) for each in asked.logit_bias),
     }
     for param in (name for name, wrong in unsupported.items() if wrong):
-        raise Unsupported(f"This node's worker does not support {param!r} yet.", hint="Leave it out.", param=param)
+        raise Unsupported(f"This node's worker does not support {param!r} together with tools yet.", param=param)
     for param in (name for name, wrong in invalid.items() if wrong):
         raise InvalidRequest(f"The value of {param!r} is not possible.", param=param)
 
@@ -168,11 +281,17 @@ def _within(value: float | None, low: float, high: float) -> bool:
     return value is None or low <= value <= high
 
 
-def check_bias(asked: Sampling, vocabulary: int) -> None:
+def check_tokens(request: Request, vocabulary: int) -> None:
     """Refuse by its id a token that the model does not have."""
-    for token in (each.token for each in asked.logit_bias if not 0 <= each.token < vocabulary):
-        message = f"'logit_bias' names token {token}; this model's are 0 to {vocabulary - 1}."
-        raise InvalidRequest(message, param="logit_bias")
+    named = {
+        "logit_bias": (each.token for each in request.sampling.logit_bias),
+        "resume": request.resume.token_ids if request.resume else (),
+        "prompt": request.prompt if isinstance(request.prompt, tuple) else (),
+    }
+    for param, tokens in named.items():
+        for token in (token for token in tokens if not 0 <= token < vocabulary):
+            message = f"{param!r} names token {token}; this model's are 0 to {vocabulary - 1}."
+            raise InvalidRequest(message, param=param)
 
 
 def sampler(asked: Sampling, facts: Facts, ending: Collection[int] = ()) -> sampling.Sampler:
@@ -199,13 +318,15 @@ def _first(*values: Number | None) -> Number:
     return next(value for value in values if value is not None)
 
 
-def _queue(commands: list[ToChild], waiting: dict[int, Submit], engine: Engine) -> None:
-    """Carry out what is cheap: requests join `waiting`, by stream, and cancelled ones leave it or the engine."""
+def _queue(commands: list[ToChild], waiting: dict[int, Submit], model: _Model) -> None:
+    """Carry out what is cheap: requests join `waiting`, by stream, and cancelled ones leave it or the model."""
     for command in commands:
         match command:
             case Cancel(stream=stream):
                 if waiting.pop(stream, None) is None:
-                    engine.cancel(stream)
+                    model.cancel(stream)
+            case Threads(count=count):
+                model.set_threads(count)
             case Submit(stream=stream):
                 waiting[stream] = command
             case Load():
@@ -217,7 +338,15 @@ def _queue(commands: list[ToChild], waiting: dict[int, Submit], engine: Engine) 
 def _take(submit: Submit, model: _Model) -> list[Happening]:
     """Prepare a request for the engine; what that brings at once is its refusal."""
     try:
-        model.engine.submit(model.job(submit.stream, submit.request))
+        if submit.request.inputs is not None:
+            model.embed(submit.stream, submit.request, submit.request.inputs)
+            return []
+        job = model.job(submit.stream, submit.request, submit.chain)
+        if job.max_tokens == 0:
+            return model.counted(job, echo=submit.request.echo)
+        if not job.prompt:
+            raise InvalidRequest("The prompt is empty.", param="prompt")
+        model.engine.submit(job)
     except MeshnodeError as error:
         return [(submit.stream, error)]
     except Exception as error:
@@ -230,17 +359,39 @@ def _take(submit: Submit, model: _Model) -> list[Happening]:
 def _serve(channel: _Channel, model: _Model) -> None:
     """Until the parent is gone."""
     waiting: dict[int, Submit] = {}
+    told: tuple[tuple[int, ...], ...] = ()
+    told_at = 0.0
     while True:
-        _queue(channel.commands(wait=not (model.engine.busy or waiting)), waiting, model.engine)
+        _queue(channel.commands(wait=not (model.busy or waiting)), waiting, model)
         happened: list[Happening] = []
         if waiting:
             happened += _take(waiting.pop(next(iter(waiting))), model)
-        if model.engine.busy:
-            happened += model.engine.step()
+        if model.busy:
+            happened += model.step()
         if happened:
-            events = tuple((stream, _told(event)) for stream, event in happened)
-            engine = model.engine
-            channel.send(Step(events=events, kv_free_tokens=engine.kv_free_tokens, tokens_per_s=engine.tokens_per_s))
+            channel.send(_step(happened, model.engine))
+        now = time.monotonic()
+        if now - told_at >= CACHED_S or not model.engine.busy:
+            told_at, chains = now, model.engine.slots.chains
+            if chains != told:
+                told = chains
+                channel.send(Cached(chains=chains))
+
+
+def _step(happened: list[Happening], engine: Engine) -> Step:
+    speed = engine.speed
+    step_s, stream_s = speed.line()
+    return Step(
+        events=tuple((stream, _told(event)) for stream, event in happened),
+        free_slots=engine.free_slots,
+        waiting=engine.waiting,
+        remaining_s=engine.remaining_s,
+        kv_free_tokens=engine.kv_free_tokens,
+        prefill_per_s=speed.prefill_rate,
+        tokens_per_s=speed.tokens_per_s,
+        step_s=step_s,
+        stream_s=stream_s,
+    )
 
 
 def _told(event: Event | MeshnodeError) -> Event | Failure:
@@ -259,7 +410,7 @@ def _load(channel: _Channel) -> _Model | None:
         message = error.message.encode("utf-8", "replace").decode()  # it may name a file whose name is no UTF-8
         channel.send(Refused(message=message, hint=error.hint, permanent=not isinstance(error, MemoryShort)))
         return None
-    channel.send(Ready(note=model.note))
+    channel.send(Ready(context_length=model.context_length, note=model.note, on_gpu=model.on_gpu))
     return model
 
 

@@ -1,8 +1,9 @@
 """What parent and child say to each other over their socket pair (pure).
 
-A frame is a 4-byte big-endian length and a msgpack body, one of the messages below. The parent sends LOAD first, then SUBMIT and
-CANCEL; the child answers LOAD with READY or REFUSED, then sends one STEP for each engine step that brought something. The end
-of the connection is the end of the child, whichever side closes. Stream ids are the parent's, never used twice in one life.
+A frame is a 4-byte big-endian length and a msgpack body, one of the messages below. The parent sends LOAD first and waits; the
+child answers with READY or REFUSED. Then the parent sends SUBMIT, CANCEL and THREADS, and the child one STEP for each engine step
+that brought something, and CACHED when that changed. The end of the connection is the end of the child, whichever side closes.
+Stream ids are the parent's, never used twice in one life.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from meshnode.inference import Event, Message, Request
+from meshnode.worker.compute import Compute
 from meshnode.worker.gguf import Facts
 
 MAX_FRAME = 32 * 1024 * 1024
@@ -17,17 +19,22 @@ MAX_FRAME = 32 * 1024 * 1024
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Load this model. `context_length` is per slot."""
+    """Load this model. `context_length` is per slot. `memory_free` are the bytes that it may take, None: not known."""
 
     path: bytes
     facts: Facts
     slots: int
     context_length: int
+    compute: Compute = Compute()
+    memory_free: int | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """`chain` are the hashes of the prompt's text that the child's CACHED shall name it by."""
+
     stream: int
     request: Request
+    chain: tuple[int, ...] = ()
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -36,10 +43,19 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     stream: int
 
 
-class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Loaded. `note` is for people, about what is not as it should be; mostly empty."""
+class Threads(msgspec.Struct, frozen=True, tag="threads"):
+    """Compute with at most so many threads from the next step on: other models want the rest of the cores."""
 
+    count: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Loaded. A prompt and its answer have at most `context_length` tokens. `note` is for people, about what is not as it should
+    be; mostly empty. `on_gpu`: the weights are on a graphics processor."""
+
+    context_length: int
     note: str = ""
+    on_gpu: bool = False
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -60,15 +76,33 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, tag="failure"):
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """What one engine step brought, in order, and the load after it, of which the parent knows the number of streams itself."""
+    """What one engine step brought, in order, and the load and the measured speed after it; 0: not known."""
 
     events: tuple[tuple[int, Event | Failure], ...]
+    free_slots: int = 0
+    waiting: int = 0
+    """Sequences without a slot."""
+    remaining_s: float = 0.0
+    """Work left when one sequence is read and drawn after the other, answers as long as usual."""
     kv_free_tokens: int = 0
+    prefill_per_s: float = 0.0
+    """Prompt tokens, when nothing else is done."""
     tokens_per_s: float = 0.0
+    """Of the answers of all streams together."""
+    step_s: float = 0.0
+    """Of a step in which one stream decodes."""
+    stream_s: float = 0.0
+    """What each further stream adds to that."""
 
 
-ToChild = Load | Submit | Cancel
-ToParent = Ready | Refused | Step
+class Cached(msgspec.Struct, frozen=True, tag="cached"):
+    """The chains of what the KV cache holds now, each cut where that ends, the most useful first. Sent when they changed."""
+
+    chains: tuple[tuple[int, ...], ...]
+
+
+ToChild = Load | Submit | Cancel | Threads
+ToParent = Ready | Refused | Step | Cached
 
 
 class Region(msgspec.Struct, frozen=True, array_like=True):
@@ -92,6 +126,7 @@ class Render(msgspec.Struct, frozen=True, tag="render"):
 
     messages: tuple[Message, ...]
     tools: str | None = None
+    thinking: bool | None = None
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):

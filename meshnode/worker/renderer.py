@@ -93,18 +93,18 @@ class Renderer:
         answer = self._ask(self._compile)
         return answer if isinstance(answer, NotRendered) and answer.broken else None
 
-    def render(self, messages: tuple[Message, ...], tools: str | None = None) -> tuple[Region, ...]:
-        """The prompt for `messages`, in regions, with the tools of the JSON text `tools`.
+    def render(self, messages: tuple[Message, ...], tools: str | None = None, thinking: bool | None = None) -> tuple[Region, ...]:
+        """The prompt for `messages`, in regions, with the tools of the JSON text `tools`; see `Request` for `thinking`.
 
         Raises InvalidRequest when the template will not or cannot make one. A template that takes no tools gets them in messages.
         """
         if self.takes_tools or (tools is None and not any(map(_uses_tools, messages))):
-            answer = self._asked(Render(messages=messages, tools=tools))
+            answer = self._asked(Render(messages=messages, tools=tools, thinking=thinking))
         else:
-            answer = self._asked(Render(messages=described(messages, tools)))
+            answer = self._asked(Render(messages=described(messages, tools), thinking=thinking))
             refused = isinstance(answer, NotRendered) and not answer.broken
             if refused and tools is not None and messages[0].role != "system":  # so it may be our system message
-                answer = self._asked(Render(messages=described(messages, tools, system=False)))
+                answer = self._asked(Render(messages=described(messages, tools, system=False), thinking=thinking))
         if isinstance(answer, Rendered):
             return answer.regions
         verb = "fails on" if answer.broken else "does not take"
@@ -155,7 +155,8 @@ def _uses_tools(message: Message) -> bool:
 def main() -> None:
     """The renderer process: one answer to each message, until the other end is gone."""
     # Imported here: the worker holds a handle of this module, and must not load the sandbox.
-    from meshnode.worker.template import Broken, Refused, Template
+    from meshnode.worker.content import Broken, Refused
+    from meshnode.worker.template import Template
 
     channel = socket.socket(fileno=int(sys.argv[1]))
     confinement.confine(parent=int(sys.argv[2]), address_space=ADDRESS_SPACE)
@@ -171,7 +172,7 @@ def main() -> None:
                     template = Template(message.template, bos=message.bos, eos=message.eos)
                 assert template is not None
                 asked = message if isinstance(message, Render) else Render(messages=_TEST)
-                answer = Rendered(template.render(asked.messages, asked.tools))
+                answer = Rendered(template.render(asked.messages, asked.tools, asked.thinking))
             except (Refused, Broken) as error:
                 answer = NotRendered(str(error), broken=isinstance(error, Broken))
             channel.sendall(frame(answer))

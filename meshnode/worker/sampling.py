@@ -19,12 +19,17 @@ continuation on another node goes on exactly where the first one stopped.
 with the seed as 8 bytes little-endian (modulo 2^64), choice and position as 4. The token is the first one, likeliest first and
 the lower id first among equals, at which the cumulated probability exceeds u.
 
+An answer that must follow a grammar is drawn as any other, and only the token that was drawn is held against the grammar. When it
+does not fit, it is drawn again with the same u from logits in which all that do not fit are minus infinity, before everything
+above: looking at all tokens is dear, and the model mostly keeps to the grammar by itself.
+
 Every filter works on the at most `MAX_TOP_K` tokens that `top_k` left; bias and penalties on a copy of the row.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +44,32 @@ DEFAULT_TOP_K = 40
 """llama.cpp's own, used where neither the request nor the model's file says anything."""
 MAX_TOP_K = 1000
 """Also what 0 ("all") means. Sorting a whole vocabulary takes milliseconds a token, and what is beyond has next to no weight."""
+
+
+class Constraint(Protocol):
+    """What an answer must follow. Each may raise a RequestError, which ends the answer."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer may end here."""
+        ...
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing can follow any more."""
+        ...
+
+    def allows(self, token: int) -> bool:
+        """Whether `token` may be the next one."""
+        ...
+
+    def masked(self, logits: Logits) -> Logits:
+        """A copy with minus infinity for every token that may not be the next one."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """`token` is the next one."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +91,23 @@ class Sampler:
         row = self._adjusted(logits, position, tokens)
         if self.temperature <= 0 or self.top_k == 1:
             return int(np.argmax(row))
-        kept, scores = self._filtered(row)
+        likely = likeliest(row, self.top_k or MAX_TOP_K)
+        likely = likely[row[likely] > -np.inf]
+        if not likely.size:
+            return 0  # as argmax: where nothing is possible, this is not either
+        kept, scores = self._filtered(row, likely)
         total = np.cumsum(_softmax(scores / self.temperature))
         index = int(np.searchsorted(total, uniform(self.seed, self.choice, position) * total[-1], side="right"))
         return int(kept[min(index, len(scores) - 1)])
+
+    def draw_within(self, constraint: Constraint, logits: Logits, position: int, tokens: Sequence[int] = ()) -> int | None:
+        """As `draw`, for an answer that follows `constraint`; None when no token may be next."""
+        token = self.draw(logits, position, tokens)
+        if not constraint.allows(token):
+            token = self.draw(constraint.masked(logits), position, tokens)
+            if not constraint.allows(token):
+                return None
+        return token
 
     def _adjusted(self, logits: Logits, position: int, tokens: Sequence[int]) -> Logits:
         if self.bias is None and not (self.penalties.repeats or self.penalties.counts):
@@ -74,9 +118,8 @@ class Sampler:
         self.penalties.apply(row, tokens, position)
         return row
 
-    def _filtered(self, row: Logits) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """The tokens that may be drawn, likeliest first, and their logits."""
-        tokens = likeliest(row, self.top_k or MAX_TOP_K)
+    def _filtered(self, row: Logits, tokens: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """The tokens that may be drawn of these likeliest ones, likeliest first, and their logits."""
         scores = row[tokens].astype(np.float64)
         if self.typical_p < 1:
             typical = _typical(scores, self.typical_p)
@@ -106,9 +149,14 @@ def likeliest(logits: Logits, count: int) -> NDArray[np.intp]:
     if columns > count:
         maxima = logits[: columns * 32].reshape(32, columns).max(axis=0)
         bar = np.partition(maxima, columns - count)[columns - count]
-        candidates = np.flatnonzero(logits >= bar)
+        candidates = np.flatnonzero(logits >= bar) if bar > -np.inf else _impossible_last(logits, count)
     order = np.lexsort((candidates, -logits[candidates]))
     return candidates[order[:count]]
+
+
+def _impossible_last(logits: Logits, count: int) -> NDArray[np.intp]:
+    """All tokens that are possible, and as many that are not as could be wanted: where a grammar leaves few, most are not."""
+    return np.concatenate([np.flatnonzero(logits > -np.inf), np.flatnonzero(logits == -np.inf)[:count]])
 
 
 def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,8 +7,7 @@ from meshnode.inference import End, Event
 
 MAX_UNREAD = 4096
 """Events that may lie unread before the stream is given up. One token is one event of about 200 bytes, so this is under 1 MiB
-(some 20 MiB with twenty log-probabilities each), and more than a whole answer within the default context length: who reads at all
-is not cut off there."""
+(some 20 MiB with twenty log-probabilities each), and as much as a whole answer within the default context of a slot."""
 
 
 class Stream:

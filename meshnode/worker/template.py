@@ -7,9 +7,7 @@ it compiles. So this module only ever runs in the renderer process, which is lim
 16); here, operators, filters and methods that amplify are bounded or absent, and the output is capped.
 
 **The messages.** A message that holds `<|im_end|>` must not end its turn; nor must a tool's description, or an argument. What
-comes from a client is a `Content`, a str that stays Content through everything that only trims, cuts or recases it, and that
-marks itself wherever it is mixed with other text: it writes an opening and a closing mark around itself. The marks are two
-private code points that occur in none of the texts and not in the template, so nobody can forge one. The output is cut at the
+comes from a client is `Content` (`content.py`), which marks itself wherever it is mixed with other text. The output is cut at the
 marks into regions; `prompt.py` lets only the template's regions name control tokens. A template that takes a marked text apart
 again is refused by name, not guessed at.
 """
@@ -18,13 +16,11 @@ import html
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
-from typing import Any, SupportsIndex
+from typing import Any
 
 import jinja2.filters
 import jinja2.sandbox
-import msgspec
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -32,7 +28,8 @@ from jinja2.runtime import Context
 from jinja2.visitor import NodeTransformer
 
 from meshnode.inference import Message
-from meshnode.tools import Call, calls
+from meshnode.worker.content import MAX_DEPTH, Broken, Content, Marks, Refused, check, contents, texts
+from meshnode.worker.conversation import decoded, values
 from meshnode.worker.protocol import Region
 
 MAX_TEMPLATE = 64 * 1024
@@ -41,78 +38,6 @@ MAX_OUTPUT = 16 * 1024 * 1024
 """Characters of a rendered prompt: twice the largest request body."""
 MAX_WIDTH = 256
 """Of padding and indentation."""
-MAX_DEPTH = 64
-"""Of tools and of arguments; schemas that people write have a dozen levels."""
-_PRIVATE_USE = (0xF0000, 0xFFFFD)
-
-
-class Refused(Exception):
-    """The template itself raised: these messages are not what it takes."""
-
-
-class Broken(Exception):
-    """The template does not compile, does what it may not, or is too large; the text says which."""
-
-
-class _Marks:
-    """The two code points of one render."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        used = set().union(*texts)
-        free = (chr(point) for point in range(*_PRIVATE_USE) if chr(point) not in used)
-        try:
-            self.open, self.close = next(free), next(free)
-        except StopIteration:
-            raise Refused("the messages use every private character there is") from None
-
-    def cut(self, output: str) -> Iterator[Region]:
-        ours = True
-        for piece in re.split(f"([{self.open}{self.close}])", output):
-            if piece in (self.open, self.close):
-                if ours != (piece == self.open):
-                    raise Broken("it takes text apart that holds a message")
-                ours = not ours
-            elif piece:
-                yield Region(text=piece, ours=ours)
-        if not ours:
-            raise Broken("it takes text apart that holds a message")
-
-
-class Content(str):
-    """Text that came from a message. Mixed with anything it becomes a plain str with marks around what was Content."""
-
-    __slots__ = ("marks",)
-    marks: _Marks
-
-    def like(self, text: str) -> "Content":
-        content = Content(text)
-        content.marks = self.marks
-        return content
-
-    @property
-    def raw(self) -> str:
-        return super().__str__()
-
-    def __str__(self) -> str:
-        return f"{self.marks.open}{self.raw}{self.marks.close}" if self else ""
-
-    def __repr__(self) -> str:
-        return str(self.like(repr(self.raw)))
-
-    def __format__(self, spec: str) -> str:
-        return str(self.like(format(self.raw, spec)))
-
-    def __add__(self, other: str) -> str:
-        return str(self) + str(other)
-
-    def __radd__(self, other: str) -> str:
-        return str(other) + str(self)
-
-    def __getitem__(self, key: SupportsIndex | slice) -> "Content":
-        return self.like(self.raw[key])
-
-    def __iter__(self) -> Iterator["Content"]:
-        return map(self.like, self.raw)
 
 
 _KEEPING = ("strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize", "replace", "removeprefix", "removesuffix")
@@ -350,29 +275,32 @@ class Template:
         except Exception as error:  # a hostile source fails in ways of its own: recursion, memory, overflow
             raise Broken(_reason(error)) from error
 
-    def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[Region, ...]:
-        """The prompt that `messages` make, with the tools of this JSON text.
+    def render(self, messages: Sequence[Message], tools: str | None = None, thinking: bool | None = None) -> tuple[Region, ...]:
+        """The prompt that `messages` make, with the tools of this JSON text, and with or without thoughts where it can do both.
 
         Raises Refused when the template does, Broken when it fails, InvalidRequest for calls that are none.
 
         Arguments of earlier calls are objects, as other engines have them too; a few templates want them as text, and fail on
         objects.
         """
-        offered = _decoded(tools) if tools is not None else None
+        offered = decoded(tools) if tools is not None else None
         try:
-            return self._render([*_values(messages, parsed=True)], offered)
+            return self._render([*values(messages, parsed=True)], offered, thinking)
         except Broken:
             if all(message.tool_calls is None for message in messages):
                 raise
-            return self._render([*_values(messages, parsed=False)], offered)
+            return self._render([*values(messages, parsed=False)], offered, thinking)
 
-    def _render(self, messages: list[dict[str, object]], tools: object) -> tuple[Region, ...]:
-        marks = _Marks([self._source, *_texts(messages, 0), *_texts(tools, 0)])
+    def _render(self, messages: list[dict[str, object]], tools: object, thinking: bool | None) -> tuple[Region, ...]:
+        check([tools, *(message.get("tool_calls") for message in messages)])
+        marks = Marks([self._source, *texts(messages), *texts(tools)])
         seed = Content()
         seed.marks = marks
         pieces, length = [], 0
         try:
-            given = {"messages": _contents(messages, seed), "tools": _contents(tools, seed)}
+            given = {"messages": contents(messages, seed), "tools": contents(tools, seed)}
+            if thinking is not None:
+                given["enable_thinking"] = thinking  # Qwen's name, which others took over; they ask whether it is defined
             for piece in self._template.generate(**given, **self._variables):
                 pieces.append(piece)
                 length += len(piece)
@@ -383,68 +311,6 @@ class Template:
         except Exception as error:  # as above
             raise Broken(_reason(error)) from error
         return tuple(marks.cut("".join(pieces)))
-
-
-def _values(messages: Sequence[Message], *, parsed: bool) -> Iterator[dict[str, object]]:
-    """As the templates of the field expect them: only the keys that there are, and a result with the name of its tool."""
-    names: dict[str, str] = {}
-    for message in messages:
-        values: dict[str, object] = {"role": message.role, "content": message.content}
-        if message.tool_calls is not None:
-            made = calls(message.tool_calls, "messages")
-            names |= {call.id: call.function.name for call in made}
-            values["tool_calls"] = [_call(call, parsed=parsed) for call in made]
-        if message.tool_call_id is not None:
-            values["tool_call_id"] = message.tool_call_id
-        name = message.name if message.name is not None else names.get(message.tool_call_id or "")
-        if name is not None:
-            values["name"] = name
-        yield values
-
-
-def _call(call: Call, *, parsed: bool) -> dict[str, object]:
-    arguments: object = call.function.arguments
-    if parsed:
-        with suppress(Refused):
-            arguments = _decoded(call.function.arguments or "{}")
-    return {"id": call.id, "type": call.type, "function": {"name": call.function.name, "arguments": arguments}}
-
-
-def _decoded(text: str) -> object:
-    """Not by `json`, which lets halves of surrogate pairs pass."""
-    try:
-        return msgspec.json.decode(text)
-    except (ValueError, RecursionError):
-        raise Refused("they hold what is no JSON") from None
-
-
-def _texts(value: object, depth: int) -> Iterator[str]:
-    """Every text in `value`, keys too."""
-    if depth > MAX_DEPTH:
-        raise Refused("they nest too deep")
-    match value:
-        case str():
-            yield value
-        case dict():
-            for key, item in value.items():
-                yield key
-                yield from _texts(item, depth + 1)
-        case list():
-            for item in value:
-                yield from _texts(item, depth + 1)
-
-
-def _contents(value: object, seed: Content) -> object:
-    """`value`, whose depth is known to be bounded, with every text in it as Content."""
-    match value:
-        case str():
-            return seed.like(value)
-        case dict():
-            return {seed.like(key): _contents(item, seed) for key, item in value.items()}
-        case list():
-            return [_contents(item, seed) for item in value]
-        case _:
-            return value
 
 
 def _reason(error: Exception) -> str:

@@ -9,14 +9,18 @@ from collections.abc import Sequence
 
 
 class Text:
-    """The text of one choice as it grows. `stopped` turns true with the push that completes a stop string."""
+    """The text of one choice as it grows. `stop` is, from the push on that completes a stop string, the index of that string."""
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         assert all(stops), "an empty stop string would stop everything"
-        self.stopped = False
+        self.stop: int | None = None
         self._stops = tuple(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None
 
     def push(self, piece: bytes) -> str:
         """What may be shown now that the next token brought `piece`: up to the stop string, without it."""
@@ -32,10 +36,11 @@ class Text:
         if not self._stops or self.stopped:
             return "" if self.stopped else new
         text = self._held + new
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at, index) for index, stop in enumerate(self._stops) if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+            at, self.stop = min(found)
+            self._held = ""
+            return text[:at]
         keep = max(overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

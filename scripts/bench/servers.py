@@ -42,7 +42,6 @@ class Running:
 def meshnode(model: Path, folder: Path, *, slots: int, unified: bool, watch: Path | None = None) -> Iterator[Running]:
     """A node of its own. `watch`: a file for how late its event loop was."""
     program: list[str | Path] = [HERE / "lateness.py", watch] if watch else ["-m", "meshnode"]
-    folder.mkdir(parents=True, exist_ok=True)
     command: list[str | Path] = [
         sys.executable,
         *program,

@@ -32,6 +32,8 @@ class Shape:
     kv_heads: int
     hidden: int
     context: int = 2048
+    pooling: int | None = None
+    """How embeddings are made, in llama.cpp's numbers; None: the file says nothing of it."""
 
     @property
     def head_width(self) -> int:
@@ -58,6 +60,8 @@ def write(
     writer.add_license("Apache-2.0")
     if temperature is not None:
         writer.add_sampling_temp(temperature)
+    if shape.pooling is not None:
+        writer.add_pooling_type(gguf.PoolingType(shape.pooling))
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)

@@ -16,6 +16,7 @@ from meshnode.api.connection import Connection, Idle
 from meshnode.api.http import Request, Response, header_text
 from meshnode.api.limits import Limits
 from meshnode.errors import LinkLost, MeshnodeError, Unauthorized, WorkerFailed
+from meshnode.inference import Chunk
 from meshnode.testing import FakeWorker
 
 
@@ -74,6 +75,15 @@ async def test_after_ten_seconds_the_head_goes_out_and_comments_keep_the_stream_
         b": keep-alive", b": keep-alive", b": prefill 2/2", b": prefill 2/2", b"one", b": keep-alive", b": keep-alive", b"two"
     ]  # fmt: skip
     assert pieces[-2].endswith(b"data: [DONE]\n\n")
+
+
+async def test_comments_keep_a_stream_alive_while_a_call_grows_of_which_nothing_is_shown(autojump_clock: MockClock) -> None:
+    words: list[str | Chunk] = ["one", *[Chunk(choice=0, text="")] * 8, "two"]
+    _, body = await ask(app_of(FakeWorker(words, delay=3)), post(STREAMED, CLOSE))
+    pieces = unchunked(body)
+    kinds = [b"one" if b'"one"' in piece else b"two" if b'"two"' in piece else piece.strip() for piece in pieces[:-1]]
+
+    assert kinds == [b"one", b": keep-alive", b": keep-alive", b"two"]
 
 
 async def test_the_headers_go_out_exactly_after_ten_seconds(autojump_clock: MockClock) -> None:
@@ -164,6 +174,7 @@ async def test_healthz_and_readyz() -> None:
     ready, waiting = (App(FakeNode({}, why_not=why), admin_secret=SECRET, hosts=frozenset()) for why in ("", "no peer yet"))
 
     assert (await ask(waiting, get(b"/healthz", CLOSE)))[1] == b'{"status":"ok"}'
+    assert (await ask(waiting, get(b"/health", CLOSE)))[1] == b'{"status":"ok"}'
     assert (await ask(ready, get(b"/readyz", CLOSE)))[0].startswith("HTTP/1.1 200")
     head, body = await ask(waiting, get(b"/readyz", CLOSE))
     assert head.startswith("HTTP/1.1 503")
@@ -215,7 +226,7 @@ async def test_an_unknown_path_is_an_error_object() -> None:
     _, body = await ask(app_of(FakeWorker()), get(b"/v1/nonsense", CLOSE))
 
     assert json.loads(body)["error"] == {
-        "message": "There is no path /v1/nonsense. Try /v1/chat/completions, /v1/models, /v1/models/{id}.",
+        "message": "There is no path /v1/nonsense. Try /v1/chat/completions, /v1/models, /v1/messages, /api/chat.",
         "type": "invalid_request_error",
         "param": None,
         "code": "not_found",

@@ -5,12 +5,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from meshnode.api import completion
-from meshnode.api.completion import ChunkStream, Collected, Identity
+from meshnode.api import collected as collecting
+from meshnode.api.collected import Collected
+from meshnode.api.completion import ChunkStream, Identity, completion
 from meshnode.errors import InternalError
 from meshnode.inference import Alternative, Chunk, End, Finish, TokenLogprob, ToolCall, Usage
 
-IDENTITY = Identity(id="chatcmpl-1", created=1, model="m")
+IDENTITY = Identity(id="chatcmpl-1", created=1)
 END = End(usage=Usage(prompt_tokens=2, completion_tokens=3))
 
 
@@ -18,7 +19,7 @@ def test_choices_are_put_together_in_their_order() -> None:
     collected = Collected()
     collected.add((Chunk(choice=1, text="b"), Chunk(choice=0, text="a"), Chunk(choice=1, text="c", finish=Finish.LENGTH)))
     collected.add((Chunk(choice=0, text="", finish=Finish.STOP), END))
-    answer = msgspec.json.decode(collected.completion(IDENTITY))
+    answer = msgspec.json.decode(completion(collected, "m", identity=IDENTITY))
 
     assert [(choice["message"]["content"], choice["finish_reason"]) for choice in answer["choices"]] == [
         ("a", "stop"),
@@ -29,14 +30,14 @@ def test_choices_are_put_together_in_their_order() -> None:
 
 def test_an_answer_without_its_end_is_an_error() -> None:
     with pytest.raises(InternalError):
-        Collected().completion(IDENTITY)
+        completion(Collected(), "m", identity=IDENTITY)
 
 
 def test_an_answer_without_log_probabilities_says_null_and_one_with_them_shows_part_of_a_character() -> None:
     half = TokenLogprob(7, b"\xf0\x9f", -0.5, (Alternative(8, b"a", -1.5),))
     collected = Collected()
     collected.add((Chunk(choice=0, text="", logprobs=(half,)), Chunk(choice=1, text="b"), END))
-    first, second = msgspec.json.decode(collected.completion(IDENTITY))["choices"]
+    first, second = msgspec.json.decode(completion(collected, "m", identity=IDENTITY))["choices"]
 
     assert first["logprobs"] == {
         "content": [
@@ -53,15 +54,15 @@ def test_an_answer_without_log_probabilities_says_null_and_one_with_them_shows_p
 
 
 def test_log_probabilities_count_towards_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion, "MAX_ANSWER", 10_000)
+    monkeypatch.setattr(collecting, "MAX_ANSWER", 10_000)
     likely = TokenLogprob(7, b"x" * 200, -0.5)
     with pytest.raises(InternalError, match="longer than"):
-        Collected().add([Chunk(choice=0, text="", logprobs=(likely,))] * 20)
+        Collected().add([Chunk(choice=0, text="", logprobs=(likely,))] * 30)
 
 
 @pytest.mark.parametrize("text", ["x" * 100, ""])
 def test_whatever_a_serving_node_sends_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(completion, "MAX_ANSWER", 10_000)
+    monkeypatch.setattr(collecting, "MAX_ANSWER", 10_000)
     collected = Collected()
     with pytest.raises(InternalError, match="longer than"):
         collected.add(Chunk(choice=number, text=text) for number in range(1000))
@@ -79,7 +80,7 @@ CALLS = (
 def test_an_answer_of_calls_alone_has_no_content_and_its_reasoning_apart() -> None:
     collected = Collected()
     collected.add(CALLS)
-    (choice,) = msgspec.json.decode(collected.completion(IDENTITY))["choices"]
+    (choice,) = msgspec.json.decode(completion(collected, "m", identity=IDENTITY))["choices"]
 
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"] == {
@@ -97,15 +98,18 @@ def test_an_answer_of_calls_alone_has_no_content_and_its_reasoning_apart() -> No
 def test_a_plain_answer_mentions_neither_calls_nor_reasoning() -> None:
     collected = Collected()
     collected.add((Chunk(choice=0, text="", finish=Finish.STOP), END))
-    (choice,) = msgspec.json.decode(collected.completion(IDENTITY))["choices"]
+    (choice,) = msgspec.json.decode(completion(collected, "m", identity=IDENTITY))["choices"]
 
     assert choice["message"] == {"role": "assistant", "content": "", "refusal": None}
 
 
 def test_the_pieces_of_a_call_say_what_it_is_once() -> None:
-    stream = ChunkStream(IDENTITY, include_usage=False).encode(CALLS)
-    events = [msgspec.json.decode(line.removeprefix(b"data: ")) for line in stream.split(b"\n\n") if line]
+    stream = ChunkStream(IDENTITY, include_usage=False)
+    stream.begin("m")
+    *lines, done, _ = stream.encode(CALLS).split(b"\n\n")
+    events = [msgspec.json.decode(line.removeprefix(b"data: ")) for line in lines]
 
+    assert done == b"data: [DONE]"
     assert [event["choices"][0]["delta"] for event in events] == [
         {"role": "assistant", "content": "", "refusal": None},
         {"reasoning_content": "I should "},
@@ -124,6 +128,6 @@ def test_the_pieces_of_a_call_say_what_it_is_once() -> None:
 
 @pytest.mark.parametrize("piece", [{"reasoning": "x" * 600}, {"tool_calls": (ToolCall(0, "", "", "x" * 600),)}])
 def test_reasoning_and_calls_count_towards_the_bound(monkeypatch: pytest.MonkeyPatch, piece: dict[str, Any]) -> None:
-    monkeypatch.setattr(completion, "MAX_ANSWER", 10_000)
+    monkeypatch.setattr(collecting, "MAX_ANSWER", 10_000)
     with pytest.raises(InternalError, match="longer than"):
         Collected().add([Chunk(choice=0, text="", **piece)] * 16)

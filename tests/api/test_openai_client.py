@@ -146,11 +146,18 @@ async def test_the_fields_of_drawing_reach_the_worker_llama_servers_as_extra_one
     await with_client(
         node_of(worker),
         lambda client: client.chat.completions.create(
-            model="m", messages=ASK, presence_penalty=0.5, frequency_penalty=-0.5, logit_bias={"7": -100}, extra_body=extra
+            model="m",
+            messages=ASK,
+            seed=3,
+            presence_penalty=0.5,
+            frequency_penalty=-0.5,
+            logit_bias={"7": -100},
+            extra_body=extra,
         ),
     )
 
     assert worker.requests[0].sampling == Sampling(
+        seed=3,
         min_p=0.1,
         typical_p=0.9,
         repeat_penalty=1.1,

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshnode.api.openai import chat_request, error_object
+from meshnode.api.completion import ChunkStream
+from meshnode.api.openai import chat_request
+from meshnode.api.openai_error import error_object
 from meshnode.errors import InvalidRequest, ModelUnavailable, RequestError, Unsupported
-from meshnode.inference import MAX_BIASES, Bias, Logprobs, Message, Request, ResponseFormat, Sampling
+from meshnode.inference import MAX_BIASES, MAX_SCHEMA, Bias, Logprobs, Message, Request, ResponseFormat, Sampling
 
 USER: dict[str, Any] = {"role": "user", "content": "Hi"}
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -21,7 +23,7 @@ MANY_NESTED = b'{"model":"m","messages":[{"role":"user","content":"a"}],"tools":
 
 def mapped(*messages: dict[str, Any], **fields: Any) -> Request:
     body = {"model": "m", "messages": list(messages or [USER]), **fields}
-    return chat_request(json.dumps(body).encode(), request_id="r1").request
+    return chat_request(json.dumps(body).encode(), request_id="r1", created=1).request
 
 
 def test_the_fields_of_a_full_request_arrive() -> None:
@@ -45,6 +47,14 @@ def test_the_fields_of_a_full_request_arrive() -> None:
     )
 
 
+def test_a_grammar_is_an_answers_format_as_well() -> None:
+    expected = ResponseFormat(kind="grammar", schema="root ::= [a]")
+
+    assert mapped(grammar="root ::= [a]").response_format == expected
+    assert mapped(grammar="root ::= [a]", response_format={"type": "text"}).response_format == expected
+    assert mapped(grammar="", response_format={"type": "json_object"}).response_format == ResponseFormat(kind="json_object")
+
+
 def test_null_and_empty_are_the_same_as_absent() -> None:
     fields = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream", "stream_options")
     more = (
@@ -53,6 +63,7 @@ def test_null_and_empty_are_the_same_as_absent() -> None:
         "tool_choice",
         "parallel_tool_calls",
         "response_format",
+        "grammar",
         "logprobs",
         "top_logprobs",
         *EXTENDED,
@@ -177,9 +188,9 @@ def test_every_choice_of_a_tool_is_passed_on(choice: object) -> None:
 
 def test_stream_and_usage_are_told_apart_from_the_request() -> None:
     body = {"model": "m", "messages": [USER], "stream": True, "stream_options": {"include_usage": True}}
-    asked = chat_request(json.dumps(body).encode(), request_id="r1")
+    asked = chat_request(json.dumps(body).encode(), request_id="r1", created=1)
 
-    assert (asked.stream, asked.include_usage) == (True, True)
+    assert isinstance(asked.stream, ChunkStream)
     assert asked.request == mapped()
 
 
@@ -227,7 +238,7 @@ def test_stream_and_usage_are_told_apart_from_the_request() -> None:
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"n": 0}, "n"),
-        ({"n": 129}, "n"),
+        ({"n": 9}, "n"),
         ({"tools": {}}, "tools"),
         ({"tools": ["f"]}, "tools"),
         ({"tools": [{"function": {"name": "f"}}]}, "tools[0]"),
@@ -253,6 +264,14 @@ def test_stream_and_usage_are_told_apart_from_the_request() -> None:
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"title": "x" * MAX_SCHEMA}}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"grammar": 3}, "grammar"),
+        ({"grammar": "世" * (MAX_SCHEMA // 2)}, "grammar"),
+        ({"grammar": "root ::= [a]", "response_format": {"type": "json_object"}}, "grammar"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"frequency_penalty": 3}, "frequency_penalty"),
@@ -276,6 +295,8 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0].type"),
         ({"tools": [TOOL, {"type": "web_search"}]}, "tools[1].type"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": "auto"}, "function_call"),
         ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
     ],
 )
@@ -300,7 +321,7 @@ def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], param: s
 )  # fmt: skip
 def test_what_is_not_a_json_object_of_text_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        chat_request(body, request_id="r1")
+        chat_request(body, request_id="r1", created=1)
 
 
 def test_a_long_wrong_value_is_not_sent_back_whole() -> None:
@@ -318,7 +339,7 @@ JSON = st.recursive(
 NAMES = (
     "model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "n", "tools",
     "tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs", "frequency_penalty", "logit_bias",
-    "min_p", "repeat_last_n",
+    "min_p", "repeat_last_n", "grammar",
 )  # fmt: skip
 MESSAGES = st.lists(
     st.fixed_dictionaries(
@@ -332,17 +353,18 @@ MESSAGES = st.lists(
 def test_any_json_is_a_request_that_can_cross_the_mesh_or_is_refused(fields: dict[str, Any], messages: Any) -> None:
     body = json.dumps({"model": "m", "messages": messages, **fields}).encode()
     with suppress(RequestError):
-        request = chat_request(body, request_id="r1").request
+        request = chat_request(body, request_id="r1", created=1).request
 
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=Request) == request
-        assert all(json.loads(text) for text in (request.tools, request.response_format.schema) if text is not None)
+        schema = request.response_format.schema if request.response_format.kind == "json_schema" else None
+        assert all(json.loads(text) for text in (request.tools, schema) if text is not None)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_refused_in_words(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        chat_request(body, request_id="r1")
+        chat_request(body, request_id="r1", created=1)
 
 
 def test_the_error_object_has_openais_four_fields_and_the_hint_in_its_message() -> None:

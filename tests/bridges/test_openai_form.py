@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshnode.api.completion import DONE, ChunkStream, Identity
+from meshnode.api.completion import ChunkStream, Identity
 from meshnode.api.openai import chat_request
 from meshnode.bridges import openai_form, refusals, sse
 from meshnode.bridges.openai_form import Reading
@@ -51,6 +51,7 @@ REQUESTS = st.builds(
     ),
     sampling=SAMPLING,
     n=st.integers(1, 3),
+    thinking=st.none() | st.booleans(),
     logprobs=st.none() | st.builds(Logprobs, top=st.integers(0, 20)),
     response_format=st.sampled_from([ResponseFormat(), ResponseFormat(kind="json_object")]),
 )
@@ -58,10 +59,10 @@ REQUESTS = st.builds(
 
 @given(REQUESTS)
 def test_a_request_read_back_by_our_own_api_is_the_same(request: Request) -> None:
-    read = chat_request(openai_form.body(request, "m"), request_id="r")
+    read = chat_request(openai_form.body(request, "m"), request_id="r", created=1)
 
-    assert read.stream
-    assert read.include_usage
+    assert read.stream is not None
+    assert read.ignored == ()
     assert read.request == request
 
 
@@ -93,11 +94,21 @@ def test_what_nobody_asked_for_is_not_sent() -> None:
     assert set(json.loads(openai_form.body(ASK, "m"))) == {"model", "messages", "stream", "stream_options"}
 
 
-def test_another_nodes_answer_cannot_be_gone_on_with() -> None:
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"resume": Resume(token_ids=(1,), emitted_chars=1)}, "resume"),
+        ({"inputs": ("text",)}, "input"),
+        ({"prompt": "Once"}, "prompt"),
+        ({"sampling": Sampling(max_tokens=0)}, "model"),
+        ({"response_format": ResponseFormat(kind="grammar", schema="root ::= [a]")}, "response_format.type"),
+    ],
+)
+def test_what_is_no_chat_is_refused_by_name(fields: dict[str, object], param: str) -> None:
     with pytest.raises(Unsupported) as caught:
-        openai_form.body(msgspec.structs.replace(ASK, resume=Resume(token_ids=(1,), emitted_chars=1)), "m")
+        openai_form.body(msgspec.structs.replace(ASK, **fields), "m")
 
-    assert caught.value.param == "resume"
+    assert caught.value.param == param
 
 
 CHUNKS = st.builds(Chunk, choice=st.just(0), text=TEXT, reasoning=TEXT).filter(lambda chunk: chunk.text or chunk.reasoning)
@@ -118,8 +129,9 @@ def joined(events: list[Event]) -> tuple[str, str, list[Event]]:
 def test_what_our_own_api_streams_is_read_back_however_it_is_cut(chunks: list[Chunk], step: int, cached: int) -> None:
     usage = Usage(prompt_tokens=cached + 1, completion_tokens=len(chunks), cached_tokens=cached)
     said: list[Event] = [*chunks, Chunk(choice=0, text="", finish=Finish.LENGTH), End(usage=usage)]
-    stream = ChunkStream(Identity(id="c", created=1, model="m"), include_usage=True)
-    events = whole(Reading("far"), stream.encode(said) + DONE, step=step)
+    stream = ChunkStream(Identity(id="c", created=1), include_usage=True)
+    stream.begin("m")
+    events = whole(Reading("far"), stream.encode(said), step=step)
 
     assert joined(events) == joined(said)
     assert [event.finish for event in events if isinstance(event, Chunk) and event.finish] == [Finish.LENGTH]

@@ -3,6 +3,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,6 +72,18 @@ def test_the_first_run_makes_a_mesh_and_says_so(path: Path, started: list[Start]
         f"  log     {path}/logs/meshnode.log\n"
     )
     assert started[0].token.text() + "\n" == (path / "token").read_text()
+
+
+def test_the_address_for_ollamas_clients_is_told(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(start: Start) -> None:
+        start.announce(replace(RUNNING, ollama="127.0.0.1:11434"))
+
+    run_instead(run, monkeypatch)
+    main(["up", "--as-ollama", "--data-dir", str(path)])
+
+    assert "\n  Ollama  http://127.0.0.1:11434\n" in capsys.readouterr().out
 
 
 def test_the_next_run_is_of_the_same_mesh(path: Path, started: list[Start], capsys: pytest.CaptureFixture[str]) -> None:

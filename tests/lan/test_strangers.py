@@ -149,4 +149,4 @@ def test_a_node_of_another_protocol_version_is_found_and_shown(lan: Lan, tmp_pat
         assert any(line.startswith(f"{other.name} is not routable: {said}") for line in node.status()["health"])
     if not by_address:
         line = f"{newer.host.address}:4850 speaks protocol 2 to 3"
-        assert line in here.status()["search"]["other_versions"]
+        wait_until(lambda: line in here.status()["search"]["other_versions"], "its announcement to be heard")

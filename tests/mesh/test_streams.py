@@ -153,6 +153,7 @@ async def test_one_huge_chunk_arrives_in_pieces_that_make_the_same_text() -> Non
                     logprobs=likely,
                     reasoning=arguments,
                     tool_calls=calls,
+                    stop=2,
                 ),
                 End(usage=Usage(prompt_tokens=1, completion_tokens=1)),
             )
@@ -169,7 +170,16 @@ async def test_one_huge_chunk_arrives_in_pieces_that_make_the_same_text() -> Non
     assert "".join(piece.arguments for piece in pieces if piece.index == 0) == 2 * arguments
     assert pieces[-1] == calls[-1]
     assert [chunk.finish for chunk in chunks] == [None] * (len(chunks) - 1) + [Finish.LENGTH]
+    assert [chunk.stop for chunk in chunks] == [None] * (len(chunks) - 1) + [2]
     assert {chunk.choice for chunk in chunks} == {2}
+
+
+def test_every_text_of_a_chunk_costs_its_bytes() -> None:
+    calls = (ToolCall(0, "c1", "now", '"ü"'), ToolCall(0, "", "", "x"))
+
+    assert cost(StreamChunk(1, 0, "ü", b"\0" * 4)) == 16 + 2 + 4
+    assert cost(StreamChunk(1, 0, "", b"", reasoning="üü")) == 16 + 4
+    assert cost(StreamChunk(1, 0, "", b"", tool_calls=calls)) == 16 + (16 + 2 + 3 + 4) + (16 + 1)
 
 
 class listed:  # noqa: N801 - reads as a function

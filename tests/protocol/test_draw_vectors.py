@@ -1,6 +1,8 @@
 """The draw of a seed against the vectors, which were computed without our code."""
 
 import math
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import pytest
 
@@ -9,7 +11,7 @@ from protocol.vectors import Vector, load
 np = pytest.importorskip("numpy")
 
 from meshnode.worker.penalties import Bias, Penalties  # noqa: E402 - after the check for the extra
-from meshnode.worker.sampling import Sampler, uniform  # noqa: E402
+from meshnode.worker.sampling import Logits, Sampler, uniform  # noqa: E402
 
 VECTORS = load("draw")
 
@@ -43,11 +45,34 @@ def sampler_of(vector: Vector) -> Sampler:
     )
 
 
+@dataclass(frozen=True)
+class Among:
+    """A constraint that never changes: one of these tokens."""
+
+    tokens: Collection[int]
+    complete: bool = False
+    final: bool = False
+
+    def allows(self, token: int) -> bool:
+        return token in self.tokens
+
+    def masked(self, logits: Logits) -> Logits:
+        row: Logits = np.full_like(logits, -np.inf)
+        row[list(self.tokens)] = logits[list(self.tokens)]
+        return row
+
+    def accept(self, token: int) -> None:
+        assert self.allows(token)
+
+
 @pytest.mark.parametrize("vector", VECTORS["picks"], ids=lambda vector: vector["name"])
 def test_tokens_are_picked_as_in_the_vector(vector: Vector) -> None:
     logits = np.array(vector["logits"], np.float32)
     tokens = list(vector.get("prompt", ()))
     for position in range(len(vector["tokens"])):
-        tokens.append(sampler_of(vector).draw(logits, position, tokens))
+        constraint = Among(vector.get("allowed", range(len(logits))))
+        token = sampler_of(vector).draw_within(constraint, logits, position, tokens)
+        assert token is not None
+        tokens.append(token)
 
     assert tokens == vector.get("prompt", []) + vector["tokens"]

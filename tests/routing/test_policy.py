@@ -1,6 +1,8 @@
 import random
 from collections import Counter
 
+import msgspec
+
 from meshnode.gossip.member import Member
 from meshnode.routing.policy import least_connections
 from meshnode.routing.table import Candidate, route
@@ -35,6 +37,19 @@ def test_a_busier_self_gives_way_by_slots_and_not_by_count() -> None:
 
     assert chosen is not None
     assert (chosen[0].node_name, chosen[1]) == ("b", "least-busy")
+
+
+def test_who_would_have_to_load_it_is_asked_only_where_nobody_has_it_loaded() -> None:
+    busy, cold = fake_member("a", "m", active=4), fake_member("b", "m")
+    cold = msgspec.structs.replace(cold, load=tuple(msgspec.structs.replace(load, state="available") for load in cold.load))
+    both = candidates(busy, cold, me=1)
+    chosen = least_connections(both, {}, random.Random(1))
+    left = least_connections([each for each in both if not each.loaded], {}, random.Random(1))
+
+    assert chosen is not None
+    assert chosen[0].node_name == "a"
+    assert left is not None
+    assert left[0].node_name == "b"
 
 
 def test_what_we_sent_since_the_last_gossip_counts_and_is_not_counted_twice() -> None:

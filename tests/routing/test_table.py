@@ -135,12 +135,17 @@ def test_only_routable_models_are_listed_once_each() -> None:
     assert [(listed.id, listed.nodes) for listed in listings(members)] == [("m", ("a", "b")), ("n", ("b",))]
 
 
-def test_a_model_that_is_loaded_again_is_not_listed_meanwhile() -> None:
-    member = fake_member("a", "m")
-    loading = msgspec.structs.replace(member, load=tuple(msgspec.structs.replace(load, state="loading") for load in member.load))
+@pytest.mark.parametrize(("state", "listed"), [("ready", True), ("available", True), ("loading", True), ("failed", False)])
+def test_a_model_that_would_be_loaded_for_whoever_asks_is_listed_and_a_candidate(state: str, listed: bool) -> None:
+    member = in_state(fake_member("a", "m"), state)
 
-    assert [listed.id for listed in listings((member,))] == ["m"]
-    assert listings((loading,)) == ()
+    assert [(each.id, each.loaded_on) for each in listings((member,))] == [("m", ("a",) if state == "ready" else ())] * listed
+    if listed:
+        assert [candidate.loaded for candidate in resolve("m", member).candidates] == [state == "ready"]
+
+
+def in_state(member: Member, state: str) -> Member:
+    return msgspec.structs.replace(member, load=tuple(msgspec.structs.replace(load, state=state) for load in member.load))
 
 
 def bridged(member: Member, *models: Model) -> Member:

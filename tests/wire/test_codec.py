@@ -89,7 +89,7 @@ EXAMPLES: tuple[Frame, ...] = (
     Open(1, 5000),
     Body(1, b"\x00\xff"),
     StreamProgress(1, Phase.PREFILL, 10, 100),
-    StreamChunk(1, 0, "héllo\u2028", codec.pack_ids((1, 2**31)), "stop", LIKELY, "hm\u2028", (ToolCall(0, "c", "f", "{}"),)),
+    StreamChunk(1, 0, "héllo\u2028", codec.pack_ids((1, 2**31)), "stop", LIKELY, "hm\u2028", (ToolCall(0, "c", "f", "{}"),), 1),
     StreamEnd(1, End(usage=Usage(prompt_tokens=1, completion_tokens=2), timings=Timings(queue_ms=0.5)), LOAD),
     StreamError(1, "overloaded", "no slot", None, 1.5, LOAD),
     Cancel(3),
@@ -118,7 +118,7 @@ def test_every_kind_of_frame_survives_the_wire_alone_and_concatenated() -> None:
 
 def test_a_frame_is_a_plain_msgpack_array_that_begins_with_its_kind() -> None:
     assert msgpack.unpackb(codec.encode(Cancel(3))) == [22, 3]
-    assert codec.encode(StreamChunk(1, 0, "a", b"\1\0\0\0")) == bytes.fromhex("991301 00 a161 c40401000000 a0 90 a0 90")
+    assert codec.encode(StreamChunk(1, 0, "a", b"\1\0\0\0")) == bytes.fromhex("9a1301 00 a161 c40401000000 a0 90 a0 90 c0")
 
 
 @given(st.binary(max_size=2048))

@@ -93,3 +93,30 @@ def test_a_file_that_changes_meanwhile_has_no_digest(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nowhere"):
         digest_of(tmp_path / "nowhere", cache_dir=tmp_path)
+
+
+def test_a_split_model_is_digested_as_one_file(tmp_path: Path) -> None:
+    data = os.urandom(PIECE + 100)
+    parts = [tmp_path / "1", tmp_path / "2", tmp_path / "3"]
+    for part, piece in zip(parts, (data[:10], data[10 : PIECE + 50], data[PIECE + 50 :]), strict=True):
+        part.write_bytes(piece)
+
+    assert digest_of(*parts, cache_dir=tmp_path / "cache") == expected(data)
+    os.utime(parts[2], ns=(1, 1))
+    parts[2].write_bytes(b"")
+    assert digest_of(*parts, cache_dir=tmp_path / "cache") == expected(data[: PIECE + 50])
+
+
+def test_the_cache_forgets_what_was_written_the_longest_ago(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "MAX_REMEMBERED", 2)
+    paths = [tmp_path / str(number) for number in range(4)]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+        digest_of(path, cache_dir=tmp_path / "cache")
+        for entry in (tmp_path / "cache").iterdir():
+            os.utime(entry, ns=(0, entry.stat().st_mtime_ns - 10**9))  # the clock of a file system may not tell them apart
+    monkeypatch.setattr(digest, "_compute", lambda *_args: pytest.fail("read again"))
+
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    digest_of(paths[2], cache_dir=tmp_path / "cache")
+    digest_of(paths[3], cache_dir=tmp_path / "cache")

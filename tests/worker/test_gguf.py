@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshnode.errors import ConfigurationError
+from meshnode.worker import split
 from meshnode.worker.gguf import MAX_STRING, Facts, read_facts
 
 DEMO = Path(__file__).parents[2] / "meshnode/data/demo.gguf"
-Value = str | int | float | list[str]
+Value = str | int | float | list[str] | list[int]
 
 
 def text(value: str) -> bytes:
@@ -28,8 +29,10 @@ def encoded(value: Value) -> bytes:
             return struct.pack("<II", 4, value)
         case float():
             return struct.pack("<If", 6, value)
+        case [int(), *_]:
+            return struct.pack("<IIQ", 9, 5, len(value)) + b"".join(struct.pack("<i", each) for each in value)
         case list():
-            return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(text, value))
+            return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(text(str(each)) for each in value)
 
 
 def model(
@@ -50,6 +53,7 @@ LLAMA: dict[str, Value] = {
     "llama.context_length": 512,
     "llama.embedding_length": 64,
     "llama.block_count": 2,
+    "llama.feed_forward_length": 128,
     "llama.attention.head_count": 4,
     "llama.attention.head_count_kv": 2,
     "tokenizer.ggml.tokens": ["a", "b", "c"],
@@ -82,6 +86,8 @@ def test_the_facts_of_a_file_are_read(tmp_path: Path) -> None:
         context_length=512,
         vocabulary=3,
         chat_template="{{ messages }}",
+        width=64,
+        hidden=128,
         kv_bytes_per_token=2 * (2 * 16 * 2) * 2,  # layers x (K and V: two heads of 16) x two bytes
         temperature=0.25,
     )
@@ -95,10 +101,78 @@ def test_the_demo_model_is_read() -> None:
     assert facts.vocabulary > 1000
 
 
-def test_memory_grows_with_the_context(tmp_path: Path) -> None:
-    facts = facts_of(tmp_path, model(LLAMA))
+def test_layers_that_differ_are_each_counted(tmp_path: Path) -> None:
+    facts = facts_of(tmp_path, model(LLAMA | {"llama.attention.head_count_kv": [2, 0], "llama.feed_forward_length": [64, 256]}))
 
-    assert facts.memory_needed(2000) - facts.memory_needed(1000) == 1000 * facts.kv_bytes_per_token
+    assert facts.kv_bytes_per_token == 2 * (16 + 16) * 2
+    assert facts.hidden == 256
+
+
+def test_recurrent_layers_keep_a_state_for_each_slot(tmp_path: Path) -> None:
+    mamba: dict[str, Value] = {
+        "general.architecture": "mamba",
+        "mamba.block_count": 3,
+        "mamba.ssm.inner_size": 128,
+        "mamba.ssm.state_size": 16,
+        "mamba.ssm.conv_kernel": 4,
+    }
+    facts = facts_of(tmp_path, model(mamba))
+
+    assert facts.kv_bytes_per_token == 0
+    assert facts.state_bytes_per_slot == 3 * (3 * 128 + 128 * 16) * 4
+
+
+def write_parts(folder: Path, count: int = 3) -> list[Path]:
+    """A model split over `count` files, of which only the first has the facts."""
+    paths = [folder / f"m-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+    for number, path in enumerate(paths):
+        path.write_bytes(model((LLAMA if number == 0 else {}) | {"split.no": number, "split.count": count}))
+    return paths
+
+
+def test_the_parts_of_a_split_model_are_one(tmp_path: Path) -> None:
+    paths = write_parts(tmp_path)
+    facts = read_facts(paths[0])
+
+    assert facts.parts == 3
+    assert facts.size == sum(path.stat().st_size for path in paths)
+    assert split.parts(paths[0], facts.parts) == tuple(paths)
+
+
+def test_an_incomplete_split_model_names_what_is_missing(tmp_path: Path) -> None:
+    paths = write_parts(tmp_path)
+    paths[1].unlink()
+
+    with pytest.raises(ConfigurationError, match=r"part 2 of 3 is missing: there is no m-00002-of-00003\.gguf"):
+        read_facts(paths[0])
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    paths = write_parts(tmp_path)
+    paths[2].write_bytes(paths[2].read_bytes()[:-1])
+    with pytest.raises(ConfigurationError, match=r"m-00003-of-00003\.gguf is truncated"):
+        read_facts(paths[0])
+    paths[2].write_bytes(paths[1].read_bytes())
+    with pytest.raises(ConfigurationError, match=r"m-00003-of-00003\.gguf is not part 3 of 3, as its name says"):
+        read_facts(paths[0])
+
+
+def test_a_later_part_points_to_the_first(tmp_path: Path) -> None:
+    paths = write_parts(tmp_path)
+
+    with pytest.raises(ConfigurationError, match="is part 2 of 3 of a model") as caught:
+        read_facts(paths[1])
+    assert str(paths[0]) in caught.value.hint
+    paths[0].unlink()
+    with pytest.raises(ConfigurationError, match=r"part 1 of 3 is missing: there is no m-00001-of-00003\.gguf"):
+        read_facts(paths[1])
+
+
+def test_a_name_like_a_parts_is_only_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "m-00001-of-00003.gguf"
+    path.write_bytes(model(LLAMA))
+
+    assert read_facts(path).parts == 1
 
 
 def test_a_missing_name_is_the_files(tmp_path: Path) -> None:
@@ -124,7 +198,8 @@ def test_a_file_that_ends_in_its_header_is_truncated(tmp_path: Path, length: int
         (model(LLAMA, version=1), "version 1"),
         (model(LLAMA, version=3 << 24), "the other byte order"),
         (model({"general.name": "x"}), "names no architecture"),
-        (model(LLAMA | {"split.count": 3}), "split model"),
+        (model(LLAMA | {"split.count": 3}), "is part 1 of a model of 3 parts, and is not called NAME-00001-of-00003.gguf"),
+        (model(LLAMA | {"split.count": 70_000}), "claims 70000 parts"),
         (model(LLAMA | {"general.alignment": 7}), "its alignment is 7"),
         (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0) + b"\0" * 64, "claims 1152921504606846976 tensors"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60) + b"\0" * 64, "claims 1152921504606846976 keys"),
@@ -164,4 +239,4 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path: Path, data
     except ConfigurationError:
         return
     assert facts.size == len(damaged)
-    assert facts.memory_needed(1) > 0
+    assert facts.kv_bytes_per_token >= 0

@@ -7,16 +7,19 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
+import itertools
 import time
 
 from meshnode.errors import ConfigurationError
 from meshnode.inference import Chunk
 from meshnode.worker import machine
-from meshnode.worker.engine import Engine, Job
+from meshnode.worker.engine import Engine
 from meshnode.worker.gguf import read_facts
+from meshnode.worker.job import Job
 from meshnode.worker.llama import LlamaRuntime, gpus
 from meshnode.worker.prompt import Tokenizer
 from meshnode.worker.protocol import Region
+from meshnode.worker.runtime import Span
 from meshnode.worker.sampling import Sampler
 
 DEMO = Path(__file__).parents[2] / "meshnode/data/demo.gguf"
@@ -90,11 +93,34 @@ def test_an_honest_prompt_has_the_tokens_of_the_whole_text(runtime: LlamaRuntime
 
 
 @pytest.mark.skipif(gpus() > 0, reason="weights do not go to main memory here")
-def test_a_model_that_does_not_fit_is_refused_with_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "memory_available", lambda: 50_000_000)
+def test_a_model_that_does_not_fit_is_refused_with_both_figures() -> None:
+    with pytest.raises(machine.MemoryShort, match=r"needs about \d+ MB: 1\.2 MB weights, .*; 50 MB are free"):
+        LlamaRuntime(DEMO, read_facts(DEMO), slots=4, context_length=512, memory_free=50_000_000)
 
-    with pytest.raises(machine.MemoryShort, match=r"needs about \d+ MB, 50 MB are free"):
-        LlamaRuntime(DEMO, read_facts(DEMO), slots=4, context_length=512)
+
+def test_the_number_of_threads_is_changed_between_batches() -> None:
+    runtime = LlamaRuntime(DEMO, read_facts(DEMO), slots=1, context_length=256)
+    runtime._thread_limit = 8
+    counts = []
+    for count in (8, 3, 0, 100):
+        runtime.set_threads(count)
+        counts.append(runtime.threads())
+        (logits,) = runtime.decode([Span(0, len(counts) - 1, [5], True)])
+        assert len(logits) == runtime.vocabulary()
+
+    assert counts == [8, 3, 1, 8]
+
+
+def test_threads_are_fewer_while_somebody_else_has_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = LlamaRuntime(DEMO, read_facts(DEMO), slots=1, context_length=256)
+    runtime._thread_limit = 4
+    runtime.set_threads(4)
+    wall, cpu = itertools.count(), itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: 0.1 * next(wall))
+    monkeypatch.setattr(time, "process_time", lambda: 0.35 * next(cpu))  # three threads whole, one halved
+    runtime.decode([Span(0, 0, [5], True)])
+
+    assert runtime.threads() == 3
 
 
 def test_a_file_that_llama_cpp_refuses_is_named_with_its_reason(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import mmap
 import os
 from pathlib import Path
 
@@ -32,9 +33,30 @@ def test_free_memory_is_read_where_the_system_tells(tmp_path: Path, monkeypatch:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    1000 kB\n")
     monkeypatch.setattr(machine, "_MEMINFO", meminfo)
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path / "none")
+    assert machine.memory_available() == 1_024_000
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    files = {"memory.max": "900000", "memory.current": "500000", "memory.stat": "anon 1\ninactive_file 7\nactive_file 2\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert machine.memory_available() == 400_009
+    (tmp_path / "memory.max").write_text("max")
     assert machine.memory_available() == 1_024_000
     meminfo.unlink()
     assert machine.memory_available() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks into /proc")
+def test_what_a_process_has_in_memory_is_read_while_it_lives() -> None:
+    with mmap.mmap(-1, 64_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as ballast:
+        before = machine.resident(os.getpid())
+        ballast.write(b"x" * len(ballast))
+        after = machine.resident(os.getpid())
+
+    assert before is not None
+    assert after is not None
+    assert after - before > 50_000_000
+    assert machine.resident(2**22 + 1) is None
 
 
 def test_sizes_are_told_as_people_say_them() -> None:

@@ -10,14 +10,16 @@ import msgspec
 import numpy as np
 
 from meshnode.errors import InvalidRequest, RequestError, Unsupported
-from meshnode.inference import MAX_BIASES, Bias, Logprobs, Message, Request, ResponseFormat, Resume, Sampling
+from meshnode.inference import MAX_BIASES, MAX_CHOICES, Bias, Logprobs, Message, Request, ResponseFormat, Resume, Sampling
 from meshnode.tools import Choice, Tools
-from meshnode.worker.engine import Engine, Job, Runtime
+from meshnode.worker.engine import Engine
 from meshnode.worker.gguf import Facts
+from meshnode.worker.job import Job
 from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.penalties import Penalties
-from meshnode.worker.process import _Channel, _Model, _serve, check, check_bias, control, sampler, wanted_tools
+from meshnode.worker.process import _Channel, _Model, _serve, check, check_tokens, control, sampler, seed, wanted_tools
 from meshnode.worker.protocol import Cancel, Submit, ToChild
+from meshnode.worker.runtime import Runtime
 
 PLAIN = Request(id="r", model="m", messages=(Message(role="user", content="Hi"),))
 FACTS = Facts(
@@ -41,32 +43,36 @@ def refused(error: type[RequestError], **changes: object) -> str | None:
 
 def test_a_plain_request_passes() -> None:
     check(PLAIN)
+    check(msgspec.structs.replace(PLAIN, messages=(), inputs=("a",)))
     check(msgspec.structs.replace(PLAIN, sampling=Sampling(temperature=0, top_p=1, top_k=0, seed=-5, max_tokens=1, stop=("x",))))
 
 
-@pytest.mark.parametrize(
-    ("param", "changes"),
-    [
-        ("n", {"n": 2}),
-        ("response_format", {"response_format": ResponseFormat(kind="json_object")}),
-        ("resume", {"resume": Resume(token_ids=(), emitted_chars=0)}),
-    ],
-)
-def test_what_is_not_possible_yet_is_refused_by_name(param: str, changes: dict[str, object]) -> None:
-    assert refused(Unsupported, **changes) == param
+def test_an_answer_of_a_form_cannot_call_tools_yet() -> None:
+    tools = '[{"type":"function","function":{"name":"f"}}]'
+    form = ResponseFormat(kind="json_object")
+
+    assert refused(Unsupported, response_format=form, tools=tools) == "response_format"
+    check(msgspec.structs.replace(PLAIN, response_format=form, tools=tools, tool_choice='"none"'))
+    check(msgspec.structs.replace(PLAIN, response_format=form))
 
 
 @pytest.mark.parametrize(
     ("param", "changes"),
     [
         ("messages", {"messages": ()}),
+        ("messages", {"prompt": "Once"}),
+        ("echo", {"echo": True}),
+        ("messages", {"inputs": ("a text beside messages",)}),
         ("n", {"n": 0}),
+        ("n", {"n": MAX_CHOICES + 1}),
+        ("resume", {"resume": Resume(token_ids=(), emitted_chars=-1)}),
+        ("resume", {"resume": Resume(token_ids=(1,), emitted_chars=0), "n": 2}),
         ("temperature", {"sampling": Sampling(temperature=-1)}),
         ("temperature", {"sampling": Sampling(temperature=float("nan"))}),
         ("top_p", {"sampling": Sampling(top_p=0)}),
         ("top_p", {"sampling": Sampling(top_p=1.5)}),
         ("top_k", {"sampling": Sampling(top_k=-1)}),
-        ("max_tokens", {"sampling": Sampling(max_tokens=0)}),
+        ("max_tokens", {"sampling": Sampling(max_tokens=-1)}),
         ("stop", {"sampling": Sampling(stop=("",))}),
         ("logprobs", {"logprobs": Logprobs(top=21)}),
         ("logprobs", {"logprobs": Logprobs(top=-1)}),
@@ -115,12 +121,18 @@ def test_biases_add_up_to_one_a_token_and_what_ends_an_answer_can_be_forbidden()
 
 
 @pytest.mark.parametrize("token", [-1, 100])
-def test_a_bias_for_a_token_that_the_model_does_not_have_is_refused_by_its_id(token: int) -> None:
-    check_bias(Sampling(logit_bias=(Bias(0, 1), Bias(99, 1))), 100)
-    with pytest.raises(InvalidRequest, match=rf"token {token}; .* 0 to 99") as caught:
-        check_bias(Sampling(logit_bias=(Bias(0, 1), Bias(token, 1))), 100)
+@pytest.mark.parametrize("param", ["logit_bias", "resume"])
+def test_a_token_that_the_model_does_not_have_is_refused_by_its_id(param: str, token: int) -> None:
+    def naming(*tokens: int) -> Request:
+        if param == "resume":
+            return msgspec.structs.replace(PLAIN, resume=Resume(token_ids=tokens, emitted_chars=0))
+        return msgspec.structs.replace(PLAIN, sampling=Sampling(logit_bias=tuple(Bias(token, 1) for token in tokens)))
 
-    assert caught.value.param == "logit_bias"
+    check_tokens(naming(0, 99), 100)
+    with pytest.raises(InvalidRequest, match=rf"'{param}' names token {token}; .* 0 to 99") as caught:
+        check_tokens(naming(0, token), 100)
+
+    assert caught.value.param == param
 
 
 TOOLS = '[{"type": "function", "function": {"name": "f"}}]'
@@ -161,6 +173,13 @@ def test_what_a_peer_says_wrongly_about_tools_is_refused_by_name(changes: dict[s
     assert caught.value.param == param
 
 
+def test_the_ids_of_calls_differ_from_turn_to_turn_even_if_requests_call_themselves_alike() -> None:
+    later = msgspec.structs.replace(PLAIN, messages=(*PLAIN.messages, *PLAIN.messages))
+
+    assert seed(PLAIN) == seed(msgspec.structs.replace(PLAIN))
+    assert len({seed(PLAIN), seed(later), seed(msgspec.structs.replace(PLAIN, id="s"))}) == 3
+
+
 class Marked:
     """As much of a runtime as is asked whether a mark is a control token: `[A]` is, `<b>` has text, others are none."""
 
@@ -185,6 +204,7 @@ class OneSlot:
 
     slots = 1
     context_length = 8
+    pool = 8
 
 
 class CountingModel:
@@ -193,8 +213,10 @@ class CountingModel:
     def __init__(self) -> None:
         self.prepared: list[int] = []
         self.engine = Engine(cast(Runtime, OneSlot()), clock=lambda: 0.0)
+        self.busy = False
+        self.cancel = self.engine.cancel
 
-    def job(self, stream: int, request: Request) -> Job:
+    def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
         self.prepared.append(stream)
         raise InvalidRequest("no more is wanted here")
 

@@ -36,6 +36,13 @@ def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_decided() -> No
     assert text.finish() == "E"
 
 
+def test_of_several_stop_strings_the_first_in_the_text_is_named() -> None:
+    text = Text(["more", "END"])
+    text.push(b"so END more")
+
+    assert text.stop == 1
+
+
 def test_a_stop_string_over_several_tokens_ends_the_text_before_it() -> None:
     assert shown([b"so E", b"N", b"D more"], ["END"]) == ("so ", True)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,10 +22,13 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 import trio
+from tiny_model import make_tiny_model, tiny_tokenizer
+from worker.asking import answer, ask, events_of, gone, running, wait_for
+from worker.tool_templates import MISTRAL
 
 from meshnode.errors import ContextTooLong, InvalidRequest, MeshnodeError, ModelUnavailable, Overloaded, Unsupported, WorkerFailed
-from meshnode.inference import Bias, Chunk, End, Event, Finish, Logprobs, Message, Progress, Request, Sampling
-from meshnode.worker import child, confinement, stream, supervisor
+from meshnode.inference import Bias, Chunk, End, Event, Finish, Logprobs, Progress, Request, Resume, Sampling
+from meshnode.worker import child, confinement, known, requests, stream, supervisor
 from meshnode.worker.supervisor import State, Worker
 
 Result = TypeVar("Result")
@@ -34,35 +37,6 @@ DEMO = Path(__file__).parents[2] / "meshnode/data/demo.gguf"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 LONG = Sampling(temperature=100, top_k=0, top_p=1, seed=6)
 """Nearly random words, and seldom an end: hundreds of tokens."""
-
-
-def ask(content: str = "What is the capital of France?", sampling: Sampling | None = None) -> Request:
-    sampling = sampling or Sampling(temperature=0)
-    return Request(id="r", model="demo", messages=(Message(role="user", content=content),), sampling=sampling)
-
-
-async def events_of(worker: Worker, request: Request) -> list[Event]:
-    async with worker.submit(request) as events:
-        return [event async for batch in events for event in batch]
-
-
-async def answer(worker: Worker, request: Request) -> str:
-    return "".join(event.text for event in await events_of(worker, request) if isinstance(event, Chunk))
-
-
-async def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Real processes take real time: bounded polling is the only way to wait for them."""
-    with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - a process has no event to wait for
-            await trio.sleep(0.005)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process is no more, or only a zombie that its parent has yet to bury."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 @pytest.fixture
@@ -110,19 +84,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     shared = Shared(tmp_path_factory.mktemp("shared"))
     yield shared
     shared.close()
-
-
-@asynccontextmanager
-async def running(worker: Worker, states: list[State] | None = None) -> AsyncIterator[Worker]:
-    seen = states if states is not None else []
-
-    async def run() -> None:
-        await worker.run(on_change=lambda: seen.append(worker.state))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
-        yield worker
-        nursery.cancel_scope.cancel()
 
 
 def test_a_ready_worker_says_what_it_holds(shared: Shared) -> None:
@@ -226,6 +187,35 @@ def test_penalties_keep_a_greedy_answer_from_its_own_words(shared: Shared) -> No
     assert len(set(once)) > len(set(often))
 
 
+def test_several_choices_read_the_prompt_once_and_each_is_its_own(shared: Shared) -> None:
+    asked = msgspec.structs.replace(ask("Tell me a story.", Sampling(seed=1, temperature=1.5, max_tokens=15)), n=3)
+    events = shared.run(lambda worker: events_of(worker, asked))
+    texts = dict.fromkeys(range(3), "")
+    for event in events:
+        if isinstance(event, Chunk):
+            texts[event.choice] += event.text
+    (end,) = [event for event in events if isinstance(event, End)]
+    alone = shared.run(lambda worker: events_of(worker, msgspec.structs.replace(asked, n=1)))
+
+    assert texts[0] == "".join(event.text for event in alone if isinstance(event, Chunk))
+    assert len(set(texts.values())) == 3
+    assert end.usage.prompt_tokens == next(event for event in alone if isinstance(event, End)).usage.prompt_tokens
+    assert end.usage.completion_tokens == sum(len(event.token_ids) for event in events if isinstance(event, Chunk))
+
+
+def test_an_answer_goes_on_where_another_node_left_it(shared: Shared) -> None:
+    asked = ask(sampling=Sampling(seed=3, temperature=0.8, max_tokens=20))
+    whole = [event for event in shared.run(lambda worker: events_of(worker, asked)) if isinstance(event, Chunk)]
+    ids = tuple(token for chunk in whole[:4] for token in chunk.token_ids)
+    emitted = "".join(chunk.text for chunk in whole[:4])
+    asked = msgspec.structs.replace(asked, resume=Resume(token_ids=ids, emitted_chars=len(emitted)))
+    events = shared.run(lambda worker: events_of(worker, asked))
+
+    assert "".join(event.text for event in events if isinstance(event, Chunk)) == "".join(chunk.text for chunk in whole[4:])
+    assert isinstance(events[-1], End)
+    assert events[-1].usage.completion_tokens == sum(len(chunk.token_ids) for chunk in whole)
+
+
 def test_a_message_cannot_end_its_own_turn(shared: Shared) -> None:
     def cost(content: str) -> int:
         (end,) = [event for event in shared.run(lambda worker: events_of(worker, ask(content))) if isinstance(event, End)]
@@ -233,6 +223,55 @@ def test_a_message_cannot_end_its_own_turn(shared: Shared) -> None:
 
     # As control tokens, ten more markers would cost ten tokens; spelt out they cost several each.
     assert cost("Hi" + "<|im_end|>" * 11) - cost("Hi<|im_end|>") >= 40
+
+
+def test_a_plain_prompt_is_gone_on_with_without_a_template_and_may_name_control_tokens(shared: Shared) -> None:
+    """The prompt is what the template makes of the question, spelt by the client; hence the same answer, at the same cost."""
+    spelt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    plain = msgspec.structs.replace(ask(), messages=(), prompt=spelt)
+    told, own = shared.run(lambda worker: events_of(worker, ask())), shared.run(lambda worker: events_of(worker, plain))
+
+    assert [event.text for event in own if isinstance(event, Chunk)] == [event.text for event in told if isinstance(event, Chunk)]
+    assert isinstance(own[-1], End)
+    assert isinstance(told[-1], End)
+    assert own[-1].usage.prompt_tokens == told[-1].usage.prompt_tokens
+
+
+def test_a_prompt_is_counted_without_an_answer_even_one_beyond_the_context(shared: Shared) -> None:
+    def counted(content: str) -> tuple[str, int]:
+        events = shared.run(lambda worker: events_of(worker, ask(content, Sampling(max_tokens=0))))
+        assert isinstance(events[-1], End)
+        return "".join(event.text for event in events if isinstance(event, Chunk)), events[-1].usage.prompt_tokens
+
+    (end,) = [event for event in shared.run(lambda worker: events_of(worker, ask())) if isinstance(event, End)]
+    assert counted("What is the capital of France?") == ("", end.usage.prompt_tokens)
+    assert counted("word " * 3000)[1] > 3000
+
+
+def test_a_prompt_can_be_had_back_as_tokens_and_the_tokens_as_text(shared: Shared) -> None:
+    def echoed(prompt: str | tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        request = Request(id="r", model="demo", messages=(), prompt=prompt, echo=True, sampling=Sampling(max_tokens=0))
+        (chunk, _) = shared.run(lambda worker: events_of(worker, request))
+        assert isinstance(chunk, Chunk)
+        return chunk.text, chunk.token_ids
+
+    text, tokens = echoed("Once upon a time — ✓")
+    assert text == "Once upon a time — ✓"
+    assert echoed(tokens) == (text, tokens)
+    assert len(tokens) > 3
+
+
+async def test_a_model_is_told_whether_to_think(tmp_path: Path) -> None:
+    template = "{% if enable_thinking is defined %}{{ 'qzxjqzxj' if enable_thinking else 'qzxj' }}{% endif %}b"
+    path = make_tiny_model(tmp_path / "thinker.gguf", template=template)
+    async with running(Worker("demo", path, cache_dir=tmp_path / "cache")) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+        counts = []
+        for thinking in (None, False, True):
+            request = msgspec.structs.replace(ask(sampling=Sampling(max_tokens=0)), thinking=thinking)
+            counts += [event.usage.prompt_tokens for event in await events_of(worker, request) if isinstance(event, End)]
+
+    assert counts[0] < counts[1] < counts[2]
 
 
 TOOLS = '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]'
@@ -260,14 +299,31 @@ def test_a_model_that_must_call_begins_to(shared: Shared) -> None:
     ] == ["weather"]
 
 
+@pytest.mark.slow
+async def test_a_mark_that_is_a_control_token_is_seen_by_the_reader_of_calls_and_by_nobody_else(tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path / "marked.gguf", template=MISTRAL)
+    mark = tiny_tokenizer().tokens.index("<|im_start|>")
+    path.write_bytes(path.read_bytes().replace(b"<|im_start|>", b"[TOOL_CALLS]"))
+    always = Sampling(temperature=0, max_tokens=3, logit_bias=(Bias(mark, 100),))
+    async with running(Worker("demo", path, cache_dir=tmp_path)) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+
+        assert await answer(worker, msgspec.structs.replace(ask(sampling=always), tools=TOOLS)) == "[TOOL_CALLS]" * 3
+        assert await answer(worker, ask(sampling=always)) == ""
+
+
 @pytest.mark.parametrize(
     ("request_", "error"),
     [
         (ask("word " * 3000), ContextTooLong),
-        (msgspec.structs.replace(ask(), n=2), Unsupported),
-        (ask(sampling=Sampling(max_tokens=0)), InvalidRequest),
+        (msgspec.structs.replace(ask(), n=9), InvalidRequest),
+        (msgspec.structs.replace(ask(), resume=Resume(token_ids=(10**6,), emitted_chars=0)), InvalidRequest),
+        (ask(sampling=Sampling(max_tokens=-1)), InvalidRequest),
         (ask("half a pair: \ud800"), InvalidRequest),
         (ask(sampling=Sampling(logit_bias=(Bias(10**6, 1),))), InvalidRequest),
+        (msgspec.structs.replace(ask(), messages=(), prompt=(10**6,)), InvalidRequest),
+        (msgspec.structs.replace(ask(), messages=(), prompt=()), InvalidRequest),
+        (msgspec.structs.replace(ask("1 " * (1 << 20)), echo=True, sampling=Sampling(max_tokens=0)), InvalidRequest),
         (msgspec.structs.replace(ask(), tools="["), InvalidRequest),
         (msgspec.structs.replace(ask(), tools='[{"type": "web_search"}]'), Unsupported),
     ],
@@ -279,6 +335,33 @@ def test_a_bad_request_fails_alone_and_the_child_goes_on(shared: Shared, request
 
     assert "Paris" in shared.run(lambda worker: answer(worker, ask()))
     assert shared.worker.pid == pid
+
+
+def test_the_work_that_is_left_is_told_while_there_is_some(shared: Shared) -> None:
+    async def test(worker: Worker) -> tuple[int, int]:
+        async with worker.submit(ask(sampling=LONG)) as events:
+            for _ in range(5):
+                await anext(events)
+            left = worker.load().remaining_ms
+        return left, worker.load().remaining_ms
+
+    left, after = shared.run(test)
+    assert left > 0
+    assert after == 0
+
+
+async def test_what_is_cached_is_told_by_the_chain_of_its_prompt_until_the_child_ends(tmp_path: Path) -> None:
+    worker = Worker("demo", DEMO, cache_dir=tmp_path, chain_of=lambda request, _: (len(request.messages[0].content), 7))
+    async with running(worker):
+        await wait_for(lambda: worker.state is State.READY)
+        assert worker.cached == ()
+        for content in ("Hello", "Hi", "Hello"):
+            await answer(worker, ask(content))
+        await wait_for(lambda: worker.cached == ((5, 7), (2, 7)))
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        await wait_for(lambda: worker.state is State.FAILED)
+        assert worker.cached == ()
 
 
 def test_who_leaves_early_cancels_at_once(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +399,7 @@ def test_a_reader_that_never_reads_loses_its_stream_and_only_that(shared: Shared
 
 @pytest.mark.slow
 async def test_more_requests_than_slots_wait_and_too_many_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "MAX_WAITING", 1)
+    monkeypatch.setattr(requests, "MAX_WAITING", 1)
     async with running(Worker("demo", DEMO, cache_dir=tmp_path, slots=1, context_length=256)) as worker:
         await wait_for(lambda: worker.state is State.READY)
         async with worker.submit(ask(sampling=LONG)) as first, worker.submit(ask()) as second:
@@ -335,7 +418,7 @@ async def test_more_requests_than_slots_wait_and_too_many_are_refused(tmp_path: 
 async def test_requests_that_nobody_waits_for_do_not_pile_up_before_a_busy_child(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "MAX_UNSENT", 1_000_000)
+    monkeypatch.setattr(requests, "MAX_UNSENT", 1_000_000)
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGSTOP)
     for _ in range(10):
@@ -422,7 +505,7 @@ async def test_a_child_that_dies_at_its_start_is_tried_again_ever_later(tmp_path
 async def test_a_bad_file_is_named_and_tried_again_when_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes], said: str
 ) -> None:
-    monkeypatch.setattr(supervisor, "FILE_POLL_S", 0.02)
+    monkeypatch.setattr(known, "FILE_POLL_S", 0.02)
     path = tmp_path / "m.gguf"
     path.write_bytes(damage(DEMO.read_bytes()))
     async with running(Worker("demo", path, cache_dir=tmp_path / "cache")) as worker:
@@ -434,6 +517,15 @@ async def test_a_bad_file_is_named_and_tried_again_when_it_changes(
         await wait_for(lambda: worker.state is State.READY)
 
         assert "Paris" in await answer(worker, ask())
+
+
+async def test_a_context_beyond_what_the_model_was_trained_for_is_cut_and_told(tmp_path: Path) -> None:
+    async with running(Worker("demo", DEMO, cache_dir=tmp_path, slots=1, context_length=100_000)) as worker:
+        await wait_for(lambda: worker.state is State.READY)
+
+        assert worker.reason == "It was trained for a context of 2048 tokens and gets that, not 100000."
+        assert worker.model is not None
+        assert worker.model.context_length == 2048
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.inference import Message
+from meshnode.worker.content import Broken, Refused
 from meshnode.worker.protocol import Region
 from meshnode.worker.renderer import CHATML
-from meshnode.worker.template import MAX_TEMPLATE, Broken, Refused, Template
+from meshnode.worker.template import MAX_TEMPLATE, Template
 
 LLAMA3 = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role']"
@@ -185,6 +186,13 @@ def test_the_failure_of_a_template_does_not_quote_a_message() -> None:
     with pytest.raises(Broken) as caught:
         regions("{{ messages[0].content|int('x') + messages[0].content|tojson|int * [] }}", "secret")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("thinking", "made"), [(None, "as ever"), (True, "thinks"), (False, "does not")])
+def test_a_template_that_can_think_or_not_is_told_which(thinking: bool | None, made: str) -> None:
+    source = "{% if enable_thinking is not defined %}as ever{% elif enable_thinking %}thinks{% else %}does not{% endif %}"
+
+    assert Template(source, bos="", eos="").render(said("Hi"), None, thinking) == (Region(text=made, ours=True),)
 
 
 def test_dates_loop_controls_and_generation_tags_are_known() -> None:

@@ -12,9 +12,10 @@ from worker.tool_templates import ALL, CODER, DEEPSEEK, LLAMA, MISTRAL, QWEN
 
 from meshnode.inference import Message
 from meshnode.tools import Choice, Tools
+from meshnode.worker.content import MAX_DEPTH, MAX_VALUES, Broken, Refused
 from meshnode.worker.dialect import dialect_of, opening
 from meshnode.worker.protocol import Region
-from meshnode.worker.template import MAX_DEPTH, Broken, Refused, Template
+from meshnode.worker.template import Template
 
 WEATHER = {
     "type": "function",
@@ -107,12 +108,20 @@ def test_a_result_has_the_name_of_its_tool() -> None:
     assert rendered(source, USER, called(), named) == "other"
 
 
-def test_tools_that_nest_too_deep_are_refused() -> None:
-    deep = '{"type":"function","function":{"name":"f","parameters":' + '{"a":' * MAX_DEPTH + "1" + "}" * MAX_DEPTH + "}}"
-    with pytest.raises(Refused, match="nest too deep"):
-        regions(QWEN, USER, tools=f"[{deep}]")
-    with pytest.raises(Refused, match="nest too deep"):
-        regions(QWEN, USER, called('{"a":' * MAX_DEPTH + "1" + "}" * MAX_DEPTH))
+def test_tools_and_arguments_that_nest_too_deep_are_refused() -> None:
+    deep = '{"a":' * MAX_DEPTH + "1" + "}" * MAX_DEPTH
+    with pytest.raises(Refused, match="deeper than 64"):
+        regions(QWEN, USER, tools=f'[{{"type":"function","function":{{"name":"f","parameters":{deep}}}}}]')
+    with pytest.raises(Refused, match="deeper than 64"):
+        regions(QWEN, USER, called(deep))
+
+
+def test_tools_and_arguments_of_too_many_values_are_refused_and_long_texts_are_not() -> None:
+    half = json.dumps({"a": [1] * (MAX_VALUES // 2)})
+    with pytest.raises(Refused, match="more than 20000 values"):
+        regions(QWEN, USER, called(half), called(half))
+
+    assert len(rendered(QWEN, USER, called(half), called(json.dumps({"a": "x" * 1_000_000})))) > 1_000_000
 
 
 def test_a_template_that_fails_on_calls_either_way_is_told_so() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.inference import MAX_ARGUMENTS_PIECE, MAX_TOOL_CALLS
-from meshnode.worker.answer import Answer, Form, Said
 from meshnode.worker.dialect import Dialect, dialect_of
+from meshnode.worker.reader import Form, Reader, Said
 
 KINDS = {"add": {"a": "integer", "b": "integer"}, "say": {"text": "string"}, "now": {}}
 HERMES = dialect_of("tools <tool_call> <think></think>", takes_tools=True)
@@ -36,7 +36,7 @@ def joined(parts: Iterable[Said]) -> Said:
 
 
 def read(form: Form, *pieces: str) -> Said:
-    answer = Answer(form)
+    answer = Reader(form)
     return joined([*map(answer.push, pieces), answer.finish()])
 
 
@@ -145,6 +145,7 @@ def test_values_in_tags_are_what_the_tool_wants() -> None:
         (HERMES, "Look: " + ADD),
         (CODER, "<function=add><parameter=a>1</function>"),
         (CODER, "<function=add>junk</function>"),
+        (CODER, "<tool_call><funadd></function></tool_call>"),
         (CODER, "<function=add><parameter=a>1"),
         (MISTRAL, "[TOOL_CALLS] no"),
         (MISTRAL, "[TOOL_CALLS]two words{}"),
@@ -163,7 +164,7 @@ def test_without_tools_calls_are_text_and_with_nothing_to_look_for_text_passes_a
     written = f"<tool_call>{ADD}</tool_call>"
 
     assert read(form(kinds={}), written) == Said(text=written)
-    assert Answer(Form()).push("a <") == Said(text="a <")
+    assert Reader(Form()).push("a <") == Said(text="a <")
 
 
 @pytest.mark.parametrize("dialect", [HERMES, MISTRAL])
@@ -191,6 +192,12 @@ def test_a_call_may_follow_thoughts_and_is_none_inside_of_them() -> None:
     assert (said.text, said.reasoning, made(said)) == ("", f"maybe {call}", [THREE])
 
 
+def test_blanks_are_dropped_after_thoughts_and_kept_between_a_call_and_more_text() -> None:
+    said = read(form(), f"<think>x</think>\n<tool_call>{ADD}</tool_call>\n\nMore.")
+
+    assert (said.text, made(said)) == ("\n\nMore.", [THREE])
+
+
 def test_an_answer_that_the_prompt_has_begun_to_call_goes_on_as_a_call() -> None:
     begun = {
         HERMES: '<tool_call>\n{"name": "add", "arguments": ',
@@ -204,17 +211,17 @@ def test_an_answer_that_the_prompt_has_begun_to_call_goes_on_as_a_call() -> None
 
 
 def test_where_one_call_is_wanted_the_answer_is_complete_with_it() -> None:
-    answer = Answer(form(parallel=False))
+    answer = Reader(form(parallel=False))
     said = answer.push(f"<tool_call>[{ADD}, {SAY}]</tool_call><tool_call>{SAY}</tool_call> more")
 
     assert answer.complete
-    assert made(joined([said, answer.push("x"), answer.finish()])) == [THREE]
-    assert said.text == ""
+    said = joined([said, answer.push("x"), answer.finish()])
+    assert (made(said), said.text) == ([THREE], "")
 
 
 def test_ids_are_apart_by_request_choice_and_place_and_the_same_again() -> None:
     def ids(seed: str, choice: int = 0, *, short: bool = False) -> list[str]:
-        answer = Answer(form(seed=seed, short_ids=short), choice)
+        answer = Reader(form(seed=seed, short_ids=short), choice)
         return [call.id for call in answer.push(f"<tool_call>[{ADD}, {SAY}]</tool_call>").calls]
 
     assert len({*ids("r"), *ids("s"), *ids("r", 1)}) == 6
@@ -240,6 +247,8 @@ def test_calls_beyond_the_bound_are_text() -> None:
 
     assert len(said.calls) == MAX_TOOL_CALLS
     assert said.text == call
+    many = f"<tool_call>[{','.join([ADD] * (MAX_TOOL_CALLS + 1))}]</tool_call>"
+    assert read(form(), many) == Said(text=many)
 
 
 PARTS = st.sampled_from(

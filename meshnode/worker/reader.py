@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from hashlib import blake2b
 
-from meshnode.inference import MAX_ARGUMENTS_PIECE, MAX_TOOL_CALLS, ToolCall
+from meshnode.inference import MAX_ARGUMENTS_PIECE, MAX_TOOL_CALLS, Resume, ToolCall
 from meshnode.worker.calls import Body, Json, Kinds, Made
 from meshnode.worker.dialect import Mark
 from meshnode.worker.text import overlap
@@ -61,6 +61,9 @@ class Said:
         return Said(self.text + later.text, self.reasoning + later.reasoning, self.calls + later.calls)
 
 
+NOTHING = Said()
+
+
 class _Place(Enum):
     START = auto()
     THINKING = auto()
@@ -70,14 +73,18 @@ class _Place(Enum):
     CLOSING = auto()
 
 
-class Answer:
-    """One choice of an answer. `complete` turns true when nothing further is wanted of it."""
+class Reader:
+    """One choice of an answer. `complete` turns true when nothing further is wanted of it.
 
-    def __init__(self, form: Form, choice: int = 0) -> None:
+    What the asker has already of an answer that it wants to go on is not shown again.
+    """
+
+    def __init__(self, form: Form, choice: int = 0, resume: Resume | None = None) -> None:
         self.complete = False
         self.called = 0
         """How many calls there were."""
         self._form = form
+        self._plain = form.plain
         self._choice = choice
         self._place = _Place.START
         self._held = ""
@@ -90,13 +97,14 @@ class Answer:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[ToolCall] = []
+        self._shown = resume.emitted if resume else None
         if form.begun:
             self.push(form.begun)
 
     def push(self, text: str) -> Said:
         """What may be shown now that `text` was written."""
-        if self._form.plain:
-            return Said(text=text)
+        if self._plain:
+            return Said(text) if self._shown is None else self._beyond(Said(text))
         self._held += text
         while not self.complete and self._step():
             pass
@@ -117,7 +125,22 @@ class Answer:
     def _said(self) -> Said:
         said = Said(text="".join(self._text), reasoning="".join(self._reasoning), calls=tuple(self._calls))
         self._text, self._reasoning, self._calls = [], [], []
-        return said
+        return self._beyond(said) if self._shown else said
+
+    def _beyond(self, said: Said) -> Said:
+        assert self._shown is not None
+        chars, reasoning, arguments = self._shown
+        self._shown = (
+            max(0, chars - len(said.text)),
+            max(0, reasoning - len(said.reasoning)),
+            max(0, arguments - sum(len(call.arguments) for call in said.calls)),
+        )
+        calls = []
+        for call in said.calls:
+            if len(call.arguments) > arguments:  # they are an object, so never empty
+                calls.append(ToolCall(call.index, "", "", call.arguments[arguments:]) if arguments else call)
+            arguments = max(0, arguments - len(call.arguments))
+        return Said(text=said.text[chars:], reasoning=said.reasoning[reasoning:], calls=tuple(calls))
 
     def _step(self) -> bool:
         """Whether it was a step: the same text is then to be looked at from where it led to."""
