@@ -4,6 +4,7 @@
     node.key    the node's long-lived key
     token       the mesh's token
     peers.json  addresses to dial after a restart
+    remotes.json  clusters and routers that were added, with their keys
     epoch       the last epoch used, so that each start has a higher one
     run.json    while a node runs: where its API is, and the admin secret for it
     cache/      digests of model files

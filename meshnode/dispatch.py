@@ -26,6 +26,7 @@ from meshnode.routing.estimate import is_measured
 from meshnode.routing.explain import Explanation
 from meshnode.routing.policy import Choice, Policy, estimated
 from meshnode.routing.router import Router
+from meshnode.routing.scope import Scope
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Route, route, unambiguous
 
 MAX_ATTEMPTS = 3
@@ -58,10 +59,10 @@ class Dispatcher:
         self._on_change = on_change
 
     @asynccontextmanager
-    async def submit(self, request: Request) -> AsyncIterator["Answer"]:
-        """Answer `request` somewhere in the mesh. Raises as `routing.table.route`; leaving the block cancels the work."""
+    async def submit(self, request: Request, scope: Scope = Scope.ANY) -> AsyncIterator["Answer"]:
+        """Answer `request` somewhere within `scope`. Raises as `routing.table.route`; leaving the block cancels the work."""
         async with AsyncExitStack() as attempts:
-            answer = Answer(self, request, attempts)
+            answer = Answer(self, request, attempts, scope)
             await answer.start()
             yield answer
 
@@ -87,9 +88,9 @@ class Dispatcher:
         if bounces(expected_s=request.expected_ms / 1000, true_s=true_s, before=request.bounces):
             raise Busy(f"The first token would take {true_s:.1f} s here.", retry_after=min(120.0, max(1.0, true_s)))
 
-    def route(self, request: Request) -> Route:
+    def route(self, request: Request, scope: Scope = Scope.ANY) -> Route:
         """Who could serve it now. Raises when nobody can."""
-        return route(request.model, self._members(), me=self.me, only_local=request.hops > 0)
+        return route(request.model, self._members(), me=self.me, only_local=request.hops > 0, scope=scope)
 
     def explain(self, request: Request) -> Explanation | None:
         """Every node that could serve it now, with its estimate, and which would be chosen. Raises as `route`."""
@@ -128,7 +129,7 @@ class Answer:
     name the attempt that is running.
     """
 
-    def __init__(self, dispatcher: Dispatcher, request: Request, attempts: AsyncExitStack) -> None:
+    def __init__(self, dispatcher: Dispatcher, request: Request, attempts: AsyncExitStack, scope: Scope) -> None:
         self.node = ""
         self.model = request.model
         self.reason = ""
@@ -137,6 +138,7 @@ class Answer:
         self._dispatcher = dispatcher
         self._request = request
         self._attempts = attempts
+        self._scope = scope
         self._tried: frozenset[NodeId] = frozenset()
         self._asked: NodeId | None = None
         """The one that was asked last."""
@@ -223,7 +225,7 @@ class Answer:
 
     def _next_choice(self) -> tuple[Choice, Ask]:
         try:
-            found = self._dispatcher.route(self._request)
+            found = self._dispatcher.route(self._request, self._scope)
         except ModelUnavailable as nobody:
             # The failed attempt says more than "nowhere up", except that only the latter tells when to come back.
             if self._failure and not self._spoken.begun and self._failure.retry_after is None:

@@ -23,6 +23,7 @@
     │   ├── WorkerFailed        502: the child process died or could not start
     │   ├── WorkerCrashed       500: two workers died under one request, which is taken to be the cause
     │   ├── LinkLost            502: the peer went away
+    │   ├── RemoteFailed        502: a remote service that is bridged failed
     │   ├── DeadlineExceeded    504
     │   └── InternalError       500: a bug of ours
     └── PeerError               the peer's: it broke the protocol, or was refused; the link is closed with `close_code`
@@ -174,6 +175,11 @@ class LinkLost(ServingError):
         self.close_code = close_code
 
 
+class RemoteFailed(ServingError):
+    status = 502
+    code = "remote_failed"
+
+
 class DeadlineExceeded(ServingError):
     status = 504
     code = "deadline_exceeded"
@@ -199,7 +205,8 @@ _CROSSING: dict[str, type[MeshnodeError]] = {
     error.code: error
     for error in (
         InvalidRequest, Unsupported, ContextTooLong, Forbidden, ModelNotFound, BodyTooLarge,
-        ModelUnavailable, Overloaded, Busy, WorkerFailed, WorkerCrashed, LinkLost, DeadlineExceeded, InternalError,
+        ModelUnavailable, Overloaded, Busy, WorkerFailed, WorkerCrashed, LinkLost, RemoteFailed, DeadlineExceeded,
+        InternalError,
     )
 }  # fmt: skip
 

@@ -26,18 +26,21 @@ from meshnode.api.app import App
 from meshnode.api.limits import Limits
 from meshnode.api.server import serve
 from meshnode.backend import Backend, Events
-from meshnode.bridges import registry
+from meshnode.bridges.bridge import Bridge
+from meshnode.bridges.registry import Added, Registry, Removed
 from meshnode.dispatch import Answer, Dispatcher
 from meshnode.errors import ConfigurationError, InvalidRequest, ModelNotFound, ModelUnavailable
 from meshnode.gossip.effects import Notify
-from meshnode.gossip.member import Member, Model
-from meshnode.gossip.view import MEMORY
+from meshnode.gossip.member import Member
+from meshnode.gossip.view import MEMORY, MODEL
 from meshnode.inference import Request
 from meshnode.mesh.listen import local_address, open_mesh_listeners
 from meshnode.mesh.membership import Membership
 from meshnode.mesh.mesh import Mesh
 from meshnode.names import NodeId, short
+from meshnode.remote import Remote
 from meshnode.routing.policy import POLICIES
+from meshnode.routing.scope import Scope, narrower
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
 from meshnode.start import Running, Start
 from meshnode.wire.codec import encode_value
@@ -73,9 +76,15 @@ class Node:
         self._listeners = listeners
         self._secret = secret
         self._models = _models(start)
-        self._bridges = registry.registered()
+        self._registry = Registry(
+            start.data_dir,
+            configured=start.settings.remote,
+            members=self.members,
+            rng=random.Random(),  # noqa: S311 - to spread load and refreshes, not a secret
+        )
         self._started = trio.current_time()
         self._changed = trio.Event()
+        self._scope = Scope.LAN if start.settings.local_only else Scope.ANY
         self._draining = False
         self._serving = 0
         self._served = trio.Event()
@@ -169,17 +178,18 @@ class Node:
         self._renewal.set()
 
     @asynccontextmanager
-    async def submit(self, request: Request) -> AsyncIterator[Answer]:
+    async def submit(self, request: Request, scope: Scope = Scope.ANY) -> AsyncIterator[Answer]:
         """A client's request: this node is its caller, until API keys tell more."""
         request = msgspec.structs.replace(request, caller=short(self._me))
+        scope = narrower(scope, self._scope)
         try:
-            self._dispatcher.route(request)
+            self._dispatcher.route(request, scope)
         except ModelNotFound:
             if await self._models.look_again():
                 self.mesh.set_load(self._load())  # a file just found is then "not ready" and not "does not exist"
         except ModelUnavailable:
             pass  # told when it is tried
-        async with self._dispatcher.submit(request) as answer:
+        async with self._dispatcher.submit(request, scope) as answer:
             yield answer
 
     @asynccontextmanager
@@ -208,8 +218,14 @@ class Node:
     def members(self) -> tuple[Member, ...]:
         return self.mesh.members()
 
-    def models(self) -> tuple[Listing, ...]:
-        return listings(self.members())
+    def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]:
+        return listings(self.members(), me=self._me, scope=narrower(scope, self._scope))
+
+    async def add_remote(self, remote: Remote) -> Added:
+        return await self._registry.add(remote)
+
+    async def remove_remote(self, name: str) -> Removed:
+        return await self._registry.remove(name)
 
     def ready(self) -> str:
         """Empty when some model can be asked for, else what is missing."""
@@ -268,7 +284,8 @@ class Node:
             if trio.current_time() >= sketched_at + SKETCH_EVERY_S:
                 sketched_at = trio.current_time()
                 self.mesh.set_sketches(self._models.sketches(self._salt))
-            wanted = {_record_key(model): encode_value(model) for model in self._records()}
+            wanted = {f"{MODEL}{model.digest.hex()}": encode_value(model) for model in self._models.records()}
+            wanted |= self._registry.told()
             if figures := memory.figures(trio.current_time()):
                 wanted[MEMORY] = encode_value(figures)
             self._advertise(wanted, told)
@@ -279,8 +296,7 @@ class Node:
     async def run_backends(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(self._models.run, on_change=self.changed))
-            for bridge in self._bridges:
-                nursery.start_soon(partial(bridge.run, on_change=self.changed))
+            nursery.start_soon(partial(self._registry.run, on_change=self.changed))
 
     def _backend_of(self, candidate: Candidate) -> Backend:
         self.changed()
@@ -288,14 +304,22 @@ class Node:
             return self.mesh.backend(candidate.node)
         if candidate.digest and (worker := self._models.backend(candidate.digest)):
             return worker
-        for bridge in self._bridges:
-            if candidate.model in {model.name for model in bridge.models()}:
-                return bridge.backend(candidate.model)
+        if not candidate.digest and (bridge := self._bridge_for(candidate.model)):
+            return bridge.backend(candidate.model)
         # Our own load in the gossip is a moment old: the worker that it calls ready may have ended since.
         raise ModelUnavailable(f"{candidate.model} has just stopped being served on this node.", retry_after=RETRY_AFTER_S)
 
+    def _bridge_for(self, name: str) -> Bridge | None:
+        """Of several that offer it the one with the least at work."""
+        offering = [
+            bridge
+            for bridge in self._registry.bridges()
+            if any(name in (model.name, *model.aliases) for model in bridge.models())
+        ]
+        return min(offering, key=lambda bridge: bridge.tally.active, default=None)
+
     def _load(self) -> tuple[ModelState, ...]:
-        return (*self._models.load(), *(state for bridge in self._bridges for state in bridge.load()))
+        return (*self._models.load(), *self._registry.load())
 
     def _advertise(self, wanted: Mapping[str, bytes], told: dict[str, bytes]) -> None:
         for key, value in wanted.items():
@@ -308,13 +332,6 @@ class Node:
             self.mesh.advertise(key, None)
         told.clear()
         told.update(wanted)
-
-    def _records(self) -> list[Model]:
-        return [*self._models.records(), *(model for bridge in self._bridges for model in bridge.models())]
-
-
-def _record_key(model: Model) -> str:
-    return f"model/{model.digest.hex() or model.name}"
 
 
 def _models(start: Start) -> Models:

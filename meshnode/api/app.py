@@ -16,6 +16,7 @@ from meshnode.api.dialect import Dialect, dialect_of
 from meshnode.api.exchange import Exchange, Node
 from meshnode.api.failure import WrongMethod, failure
 from meshnode.api.http import Headers, Request, Response, header_text
+from meshnode.api.scoped import Scoped, scope_of
 from meshnode.errors import InternalError, MeshnodeError, NotFound
 from meshnode.names import printable
 
@@ -67,6 +68,8 @@ ROUTES = (
     Route("GET", "/readyz", handlers.readyz),
     Route("GET", "/mesh/v1/status", handlers.status, admin=True),
     Route("POST", "/mesh/v1/join", handlers.join, admin=True),
+    Route("POST", "/mesh/v1/remotes", handlers.add_remote, admin=True),
+    Route("DELETE", "/mesh/v1/remotes/{id}", handlers.remove_remote, admin=True),
 )
 
 
@@ -134,7 +137,8 @@ class App:
         route, rest = _find(request.method, request.path)
         if route.admin:
             auth.check_admin(request, self._admin_secret)
-        async with route.handler(replace(exchange, rest=rest)) as response:
+        node = Scoped(exchange.node, scope_of(request))
+        async with route.handler(replace(exchange, rest=rest, node=node)) as response:
             yield response
 
     def _headers(self, own: Headers, request_id: str, began: float, dialect: Dialect) -> Headers:

@@ -10,6 +10,8 @@ import msgspec
 from meshnode import inference
 from meshnode.api.http import Headers, Request, Response
 from meshnode.backend import Events
+from meshnode.remote import Remote
+from meshnode.routing.scope import Scope
 from meshnode.routing.table import Listing
 
 
@@ -32,14 +34,14 @@ class Node(Protocol):
     @property
     def name(self) -> str: ...
 
-    def submit(self, request: inference.Request) -> AbstractAsyncContextManager[Answer]:
-        """Answer it somewhere in the mesh; `request.model` is what the client typed. Raises MeshnodeError.
+    def submit(self, request: inference.Request, scope: Scope = Scope.ANY) -> AbstractAsyncContextManager[Answer]:
+        """Answer it somewhere within `scope`; `request.model` is what the client typed. Raises MeshnodeError.
 
         Leaving the block cancels the work.
         """
         ...
 
-    def models(self) -> tuple[Listing, ...]: ...
+    def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]: ...
 
     def report(self) -> msgspec.Struct:
         """The status, to be shown as JSON."""
@@ -50,6 +52,17 @@ class Node(Protocol):
 
         Returns which mesh and which node that is now, to be shown as JSON.
         """
+        ...
+
+    async def add_remote(self, remote: Remote) -> msgspec.Struct:
+        """Try a remote service and, if it can be used, keep and offer it. Raises MeshnodeError.
+
+        Returns what there is to say about it, to be shown as JSON.
+        """
+        ...
+
+    async def remove_remote(self, name: str) -> msgspec.Struct:
+        """Offer it no longer, and forget its secrets. Raises MeshnodeError."""
         ...
 
     def ready(self) -> str:

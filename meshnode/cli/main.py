@@ -9,11 +9,22 @@ import sys
 from collections.abc import Sequence
 
 from meshnode import __version__
-from meshnode.cli import env, join, members, models, status, token, up
+from meshnode.cli import add, env, join, members, models, remotes, remove, status, token, up
 from meshnode.cli.arguments import Parser
 from meshnode.errors import MeshnodeError
 
-_COMMANDS = {"up": up, "join": join, "status": status, "members": members, "models": models, "token": token, "env": env}
+_COMMANDS = {
+    "up": up,
+    "join": join,
+    "status": status,
+    "members": members,
+    "models": models,
+    "remotes": remotes,
+    "add": add,
+    "remove": remove,
+    "token": token,
+    "env": env,
+}
 _GLOBAL = {"-h", "--help", "--version"}
 
 

@@ -17,8 +17,10 @@ from meshnode.api.server import serve
 from meshnode.backend import Backend
 from meshnode.dispatch import Dispatcher
 from meshnode.inference import Request
+from meshnode.remote import Remote
+from meshnode.routing.scope import Scope
 from meshnode.routing.table import Listing, listings
-from meshnode.testing import FakeWorker, fake_member
+from meshnode.testing import fake_member
 
 SECRET = "open-sesame"
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"Say something."}]}'
@@ -41,6 +43,7 @@ class FakeNode:
     def __init__(self, workers: Mapping[str, Backend], *, why_not: str = "", model: str = "m") -> None:
         self.members = (fake_member(self.name), *(fake_member(name, model) for name in workers))
         self.why_not = why_not
+        self.remotes: list[Remote] = []
         self._dispatcher = Dispatcher(
             me=self.members[0].id,
             members=lambda: self.members,
@@ -49,11 +52,11 @@ class FakeNode:
             rng=random.Random(1),
         )
 
-    def submit(self, request: Request) -> AbstractAsyncContextManager[Answer]:
-        return self._dispatcher.submit(request)
+    def submit(self, request: Request, scope: Scope = Scope.ANY) -> AbstractAsyncContextManager[Answer]:
+        return self._dispatcher.submit(request, scope)
 
-    def models(self) -> tuple[Listing, ...]:
-        return listings(self.members)
+    def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]:
+        return listings(self.members, me=self.members[0].id, scope=scope)
 
     def report(self) -> Report:
         return Report()
@@ -61,11 +64,18 @@ class FakeNode:
     async def join(self, peer: str | None) -> Joined:
         return Joined(peer=peer)
 
+    async def add_remote(self, remote: Remote) -> Joined:
+        self.remotes.append(remote)
+        return Joined(peer=remote.name)
+
+    async def remove_remote(self, name: str) -> Joined:
+        return Joined(peer=name)
+
     def ready(self) -> str:
         return self.why_not
 
 
-def app_of(worker: FakeWorker) -> App:
+def app_of(worker: Backend) -> App:
     return App(FakeNode({"holder": worker}), admin_secret=SECRET, hosts=frozenset({"box.example"}))
 
 
