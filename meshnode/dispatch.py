@@ -145,7 +145,7 @@ class Answer:
         self._source: Events | None = None
         self._reservation = Reservation()
         """Of the attempt that is running, or ran last."""
-        self._spoken = Spoken()
+        self._spoken = Spoken(request.n)
         self._digest = ModelDigest(b"")
         """The weights that speak; none where only a name is known."""
         self._failure: ServingError | None = None
@@ -170,20 +170,21 @@ class Answer:
             except ServingError as error:
                 self._give_up(error)
                 continue
-            self._note(batch)
-            return batch
+            if news := tuple(filter(self._note, batch)):
+                return news
 
-    def _note(self, batch: tuple[Event, ...]) -> None:
-        for event in batch:
-            match event:
-                case Chunk():
-                    self._spoken.hear(event)
-                    self._reservation.outcome = Outcome.SERVED
-                case End(usage=usage) if self._request.inputs is None:
-                    tokens = usage.completion_tokens // max(1, self._request.n)
-                    self._dispatcher.router.learn_length(self._digest or self.model, tokens)
-                case _:
-                    pass
+    def _note(self, event: Event) -> bool:
+        """Whether it is to be passed on."""
+        match event:
+            case Chunk():
+                self._reservation.outcome = Outcome.SERVED
+                return self._spoken.hear(event)
+            case End(usage=usage) if self._request.inputs is None:
+                tokens = usage.completion_tokens // max(1, self._request.n)
+                self._dispatcher.router.learn_length(self._digest or self.model, tokens)
+            case _:
+                pass
+        return True
 
     async def start(self) -> None:
         """Begin attempts until one is accepted; raises the last failure when nobody is left to ask.
@@ -275,8 +276,8 @@ class Answer:
                 self._final = WorkerCrashed(f"{deaths} workers failed under this request: {error.message}")
 
     def _can_go_on(self) -> bool:
-        """Whether another node can take over in the middle, which it can for one choice of text; then the request says where."""
-        resume = self._spoken.resume() if self._digest and self._request.n == 1 and self._request.inputs is None else None
+        """Whether another node can take over in the middle, which it can for text; then the request says where."""
+        resume = self._spoken.resume() if self._digest and self._request.inputs is None else None
         if resume is None:
             return False
         self._request = msgspec.structs.replace(self._request, resume=resume)
