@@ -85,8 +85,6 @@ class Load:
 
     entry: Node
     left: int
-    choices: tuple[int, ...]
-    """How many answers a request asks for. Only one is continued elsewhere once it has begun."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     outcomes: Counter[str] = field(default_factory=Counter)
     over: threading.Event = field(default_factory=threading.Event)
@@ -105,12 +103,12 @@ def client(load: Load, seed: int) -> None:
     rng = random.Random(seed)
     while load.take():
         try:
-            load.note(ask(load.entry, rng, load.choices))
+            load.note(ask(load.entry, rng))
         except (OSError, http.client.HTTPException) as error:
             load.note(f"failed: {type(error).__name__}")
 
 
-def ask(entry: Node, rng: random.Random, choices: tuple[int, ...]) -> str:
+def ask(entry: Node, rng: random.Random) -> str:
     """One request; what became of it, in a word or two."""
     stream, gives_up = rng.random() < 0.5, rng.random() < 0.15
     body = {
@@ -118,7 +116,7 @@ def ask(entry: Node, rng: random.Random, choices: tuple[int, ...]) -> str:
         "messages": [{"role": "user", "content": f"{rng.choice(QUESTIONS)} {rng.randrange(1000)}"}],
         "max_tokens": rng.randrange(1, 64),
         "temperature": rng.choice((0, 0.7)),
-        "n": rng.choice(choices),
+        "n": rng.choice((1, 1, 1, 2)),
         "stream": stream,
     }
     connection = http.client.HTTPConnection(entry.run["api"], timeout=120)
@@ -187,7 +185,7 @@ def members(node: Node) -> list[dict[str, Any]]:
 
 def soak(entry: Node, serving: list[Node], asked: argparse.Namespace) -> int:
     requests, kills, seed = asked.requests, asked.kills, asked.seed
-    load = Load(entry, requests, (1,) if kills else (1, 1, 1, 2))
+    load = Load(entry, requests)
     threads = [threading.Thread(target=client, args=(load, seed + number)) for number in range(CLIENTS)]
     killer = threading.Thread(target=kill_at_random, args=(load, serving, kills, random.Random(seed)))
     samples: list[float] = []
