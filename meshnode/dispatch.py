@@ -14,16 +14,28 @@ import msgspec
 import trio
 
 from meshnode.backend import Backend, Events
-from meshnode.errors import Busy, InternalError, ModelUnavailable, Overloaded, ServingError, WorkerCrashed, WorkerFailed
+from meshnode.errors import (
+    Busy,
+    InternalError,
+    LinkLost,
+    MeshnodeError,
+    ModelUnavailable,
+    Overloaded,
+    ServingError,
+    WorkerCrashed,
+    WorkerFailed,
+)
 from meshnode.gossip.member import Member
-from meshnode.inference import Chunk, End, Event, Request
+from meshnode.inference import Chunk, End, Event, Request, Resume
 from meshnode.names import ModelDigest, NodeId
+from meshnode.patience import Patience, Silence
 from meshnode.routing.ask import Ask
 from meshnode.routing.bounce import MAX_BOUNCES, bounces
 from meshnode.routing.breaker import Outcome
 from meshnode.routing.continuation import Spoken
 from meshnode.routing.estimate import is_measured
 from meshnode.routing.explain import Explanation
+from meshnode.routing.patience import silence_s
 from meshnode.routing.policy import Choice, Policy, estimated
 from meshnode.routing.router import Router
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Route, route, unambiguous
@@ -140,7 +152,8 @@ class Answer:
         self._tried: frozenset[NodeId] = frozenset()
         self._asked: NodeId | None = None
         """The one that was asked last."""
-        self._source: Events | None = None
+        self._source: Patience | None = None
+        self._local = False
         self._reservation = Reservation()
         """Of the attempt that is running, or ran last."""
         self._spoken = Spoken()
@@ -164,9 +177,12 @@ class Answer:
                 await self.start()
             assert self._source is not None
             try:
-                batch = await anext(self._source)
+                batch = await self._source.next()
             except ServingError as error:
                 self._give_up(error)
+                continue
+            except Silence:
+                self._give_up_the_silent(self._source.silence_s)
                 continue
             self._note(batch)
             return batch
@@ -219,7 +235,9 @@ class Answer:
         else:
             expected = round(1000 * choice.estimate.first) if choice.estimate else None
             request = msgspec.structs.replace(self._request, model=unambiguous(candidate), hops=1, expected_ms=expected)
-        self._source = await self._attempts.enter_async_context(backend.submit(request))
+        events = await self._attempts.enter_async_context(backend.submit(request))
+        self._source = Patience(events, silence_s(candidate, ask))
+        self._local = candidate.local
 
     def _next_choice(self) -> tuple[Choice, Ask]:
         try:
@@ -230,9 +248,7 @@ class Answer:
                 raise nobody from self._failure
             raise self._failure or nobody from None
         self.model = found.model
-        left = [candidate for candidate in found.candidates if candidate.node not in self._tried]
-        if self._spoken.begun:
-            left = [candidate for candidate in left if candidate.digest == self._digest]
+        left = self._left(found)
         router, now = self._dispatcher.router, trio.current_time()
         ask = router.ask(self._request, found.digest)
         choice = router.choose(left, ask, now=now)
@@ -243,6 +259,11 @@ class Answer:
         elif not router.budget.take(now):
             raise self._exhausted()
         return choice, ask
+
+    def _left(self, found: Route) -> list[Candidate]:
+        """Those that were not asked, and could say the rest of what was begun."""
+        left = [candidate for candidate in found.candidates if candidate.node not in self._tried]
+        return [candidate for candidate in left if candidate.digest == self._digest] if self._spoken.begun else left
 
     def _exhausted(self) -> ServingError:
         """Every holder was asked and failed: to the caller that is 503, come back later, with the last failure's words."""
@@ -272,9 +293,33 @@ class Answer:
             if deaths >= MAX_WORKER_DEATHS:
                 self._final = WorkerCrashed(f"{deaths} workers failed under this request: {error.message}")
 
+    def _give_up_the_silent(self, silence_s: float) -> None:
+        """Leave an attempt that says nothing, if there is anybody who might do better; else it is waited for all the same.
+
+        A peer's request is always given up: the peer knows of others.
+        """
+        if not self._request.hops and not self._others_can():
+            return
+        words = f"{self.node} has said nothing about the request for {silence_s:.0f} s."
+        self._give_up(WorkerFailed(words) if self._local else LinkLost(words))
+        self._reservation.outcome = Outcome.SILENT
+
+    def _others_can(self) -> bool:
+        if len(self._tried) >= MAX_ATTEMPTS or (self._spoken.begun and self._resume() is None):
+            return False
+        try:
+            return bool(self._left(self._dispatcher.route(self._request)))
+        except MeshnodeError:
+            return False
+
+    def _resume(self) -> Resume | None:
+        """Where another node can take over in the middle, which it can for one choice of text."""
+        can = self._digest and self._request.n == 1 and self._request.inputs is None
+        return self._spoken.resume() if can else None
+
     def _can_go_on(self) -> bool:
-        """Whether another node can take over in the middle, which it can for one choice of text; then the request says where."""
-        resume = self._spoken.resume() if self._digest and self._request.n == 1 and self._request.inputs is None else None
+        """Whether another node can take over; then the request says where."""
+        resume = self._resume()
         if resume is None:
             return False
         self._request = msgspec.structs.replace(self._request, resume=resume)
