@@ -16,6 +16,7 @@ import trio
 from meshnode.backend import Backend, Events
 from meshnode.errors import (
     Busy,
+    Draining,
     InternalError,
     LinkLost,
     MeshnodeError,
@@ -42,6 +43,8 @@ from meshnode.routing.table import RETRY_AFTER_S, Candidate, Route, route, unamb
 
 MAX_ATTEMPTS = 3
 """One try and at most two more: beyond that a request that harms nodes only spreads."""
+MAX_MOVES = 8
+"""Of one answer, from nodes that drain: a mesh may be restarted node by node while it is written."""
 MAX_WORKER_DEATHS = 2
 """A request under which two workers died is taken to be the cause (security rule 15)."""
 
@@ -103,10 +106,23 @@ class Dispatcher:
         """Who could serve it now. Raises when nobody can."""
         return route(request.model, self._members(), me=self.me, only_local=request.hops > 0)
 
-    def explain(self, request: Request) -> Explanation | None:
-        """Every node that could serve it now, with its estimate, and which would be chosen. Raises as `route`."""
+    def explain(self, request: Request, *, prompt_tokens: int | None = None) -> Explanation:
+        """Every node that could serve it now, with its estimate, and which would be chosen. Raises as `route`.
+
+        `prompt_tokens` stands for a prompt of that length, of which nothing is cached.
+        """
         found = self.route(request)
-        return self.router.explain(found.candidates, self.router.ask(request, found.digest), now=trio.current_time())
+        ask = self.router.ask(request, found.digest)
+        if prompt_tokens is not None:
+            ask = msgspec.structs.replace(ask, prompt_tokens=float(prompt_tokens))
+        explanation = self.router.explain(found.candidates, ask, now=trio.current_time())
+        assert explanation is not None, "a route has a candidate"
+        return explanation
+
+    @property
+    def running(self) -> int:
+        """Attempts under way, for ourselves and for peers."""
+        return len(self.router.known.bookings)
 
     def draw_seed(self) -> int:
         return self._rng.getrandbits(63)
@@ -152,6 +168,9 @@ class Answer:
         self._tried: frozenset[NodeId] = frozenset()
         self._asked: NodeId | None = None
         """The one that was asked last."""
+        self._left_by: NodeId | None = None
+        """The one that handed it over last."""
+        self._moves = 0
         self._source: Patience | None = None
         self._local = False
         self._reservation = Reservation()
@@ -262,7 +281,7 @@ class Answer:
 
     def _left(self, found: Route) -> list[Candidate]:
         """Those that were not asked, and could say the rest of what was begun."""
-        left = [candidate for candidate in found.candidates if candidate.node not in self._tried]
+        left = [each for each in found.candidates if each.node not in self._tried and each.node != self._left_by]
         return [candidate for candidate in left if candidate.digest == self._digest] if self._spoken.begun else left
 
     def _exhausted(self) -> ServingError:
@@ -287,6 +306,11 @@ class Answer:
             # It told its load besides, so it may be the best choice still, and then takes it. No second try: nothing failed.
             self._tried = self._tried - {self._asked}
             self._request = msgspec.structs.replace(self._request, bounces=self._request.bounces + 1)
+        elif isinstance(error, Draining) and self._moves < MAX_MOVES:
+            # No second try either. Once it has restarted and another node drains, it may be asked again.
+            self._tried = self._tried - {self._asked}
+            self._left_by = self._asked
+            self._moves += 1
         elif isinstance(error, WorkerFailed):
             deaths = self._request.worker_deaths + 1
             self._request = msgspec.structs.replace(self._request, worker_deaths=deaths)

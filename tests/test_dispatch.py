@@ -11,9 +11,10 @@ import trio
 from trio.testing import MockClock
 
 from meshnode.backend import Backend, Events
-from meshnode.dispatch import Answer, Dispatcher
+from meshnode.dispatch import MAX_ATTEMPTS, MAX_MOVES, Answer, Dispatcher
 from meshnode.errors import (
     Busy,
+    Draining,
     InvalidRequest,
     LinkLost,
     MeshnodeError,
@@ -361,7 +362,6 @@ async def test_a_request_can_be_explained_before_it_is_sent() -> None:
     both = dispatcher({"a": FakeWorker(), "b": FakeWorker()})
     explanation = both.explain(ASK)
 
-    assert explanation
     assert sorted(row.node_name for row in explanation.candidates) == ["a", "b"]
     assert [row.verdict.split(":")[0] for row in explanation.candidates if row.chosen] == ["chosen"]
     with pytest.raises(ModelNotFound):
@@ -646,3 +646,46 @@ async def test_a_request_cut_at_any_await_leaves_nothing_behind(me: str, served:
         at += 1
 
     assert at > 4 if served else at > 8
+
+
+@pytest.mark.parametrize("after", [0, 3], ids=["before the first word", "in the middle"])
+async def test_a_node_that_drains_hands_over_and_that_is_no_failure(after: int) -> None:
+    workers = {"leaving": failing(lambda: Draining("leaving"), after=after), "other": FakeWorker()}
+    both = asked_first(workers)
+    before = both.router.budget._left
+    for _ in range(6):
+        async with both.submit(ASK) as answer:
+            assert await text_of(answer) == "Hello from a fake worker."
+            assert answer.node == "other"
+
+    assert len(workers["leaving"].requests) == 6, "no breaker bars it"
+    assert both.router.budget._left >= before - 0.01
+
+
+async def test_an_answer_outlives_the_restart_of_every_node_and_may_come_back_to_the_first() -> None:
+    """Three nodes hand it over in turn; two more than may be asked when they fail."""
+
+    class Leaving(FakeWorker):
+        """Says one more word each time, and leaves."""
+
+        @asynccontextmanager
+        async def submit(self, request: Request) -> AsyncIterator[Events]:
+            said = len(request.resume.token_ids) if request.resume else 0
+            self.fail_after, self.failure = said + 1, lambda: Draining("leaving")
+            async with super().submit(request) as events:
+                yield events
+
+    workers = {name: Leaving() for name in "abc"}
+    async with dispatcher(workers).submit(ASK) as answer:
+        assert await text_of(answer) == "Hello from a fake worker."
+
+    assert answer.resumed == 5
+
+
+async def test_nodes_that_all_drain_are_not_asked_for_ever() -> None:
+    workers = {name: failing(lambda: Draining("leaving")) for name in "ab"}
+    with pytest.raises(ModelUnavailable):
+        async with dispatcher(workers).submit(ASK) as answer:
+            await text_of(answer)
+
+    assert sum(len(worker.requests) for worker in workers.values()) <= MAX_MOVES + MAX_ATTEMPTS

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
-from meshnode.api import auth, handlers, token_endpoints
+from meshnode.api import administration, auth, handlers, token_endpoints
 from meshnode.api import ollama_endpoints as ollama
 from meshnode.api.dialect import Dialect, dialect_of
 from meshnode.api.exchange import Exchange, Node
@@ -67,6 +67,8 @@ ROUTES = (
     Route("GET", "/readyz", handlers.readyz),
     Route("GET", "/mesh/v1/status", handlers.status, admin=True),
     Route("POST", "/mesh/v1/join", handlers.join, admin=True),
+    Route("POST", "/mesh/v1/drain", administration.drain, admin=True),
+    Route("POST", "/mesh/v1/explain", administration.explain, admin=True),
 )
 
 

@@ -9,11 +9,21 @@ import sys
 from collections.abc import Sequence
 
 from meshnode import __version__
-from meshnode.cli import env, join, members, models, status, token, up
+from meshnode.cli import drain, env, explain, join, members, models, status, token, up
 from meshnode.cli.arguments import Parser
 from meshnode.errors import MeshnodeError
 
-_COMMANDS = {"up": up, "join": join, "status": status, "members": members, "models": models, "token": token, "env": env}
+_COMMANDS = {
+    "up": up,
+    "join": join,
+    "status": status,
+    "members": members,
+    "models": models,
+    "explain": explain,
+    "drain": drain,
+    "token": token,
+    "env": env,
+}
 _GLOBAL = {"-h", "--help", "--version"}
 
 

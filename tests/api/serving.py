@@ -17,7 +17,9 @@ from meshnode.api.server import serve
 from meshnode.backend import Backend
 from meshnode.dispatch import Dispatcher
 from meshnode.inference import Request
+from meshnode.routing.explain import Explanation
 from meshnode.routing.table import Listing, listings
+from meshnode.status import Drained
 from meshnode.testing import FakeWorker, fake_member
 
 SECRET = "open-sesame"
@@ -41,6 +43,7 @@ class FakeNode:
     def __init__(self, workers: Mapping[str, Backend], *, why_not: str = "", model: str = "m") -> None:
         self.members = (fake_member(self.name), *(fake_member(name, model) for name in workers))
         self.why_not = why_not
+        self.drained: list[tuple[bool, bool]] = []
         self._dispatcher = Dispatcher(
             me=self.members[0].id,
             members=lambda: self.members,
@@ -60,6 +63,13 @@ class FakeNode:
 
     async def join(self, peer: str | None) -> Joined:
         return Joined(peer=peer)
+
+    def drain(self, on: bool, *, hand_over: bool = False) -> Drained:
+        self.drained.append((on, hand_over))
+        return Drained(draining=on, running=len(self.drained))
+
+    def explain(self, request: Request, *, prompt_tokens: int | None) -> Explanation:
+        return self._dispatcher.explain(request, prompt_tokens=prompt_tokens)
 
     def ready(self) -> str:
         return self.why_not

@@ -33,7 +33,8 @@ def test_a_configuration_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
         (["--pee", "x"], "unrecognized arguments: --pee x. See: meshnode --help"),
         (
             ["stauts"],
-            "invalid choice: 'stauts' (choose from 'up', 'join', 'status', 'members', 'models', 'token', 'env'). "
+            "invalid choice: 'stauts' (choose from 'up', 'join', 'status', 'members', 'models', 'explain', 'drain', 'token', "
+            "'env'). "
             "See: meshnode --help",
         ),
         (["token", "old"], "invalid choice: 'old' (choose from 'show', 'new'). See: meshnode token --help"),
