@@ -18,6 +18,7 @@
     │   └── NotProvided         501: what another server of the same API does, and this one never will
     ├── ServingError            ours or a peer's: a status 5xx; `retryable` says whether another node may be tried
     │   ├── ModelUnavailable    503: known, and nowhere up now
+    │   │   └── Draining        503: the node takes nothing new, or hands over what it has
     │   ├── Overloaded          503
     │   │   └── Busy            503: a peer gives back what would take much longer there than the asker thinks
     │   ├── WorkerFailed        502: the child process died or could not start
@@ -142,6 +143,10 @@ class ModelUnavailable(ServingError):
     code = "model_unavailable"
 
 
+class Draining(ModelUnavailable):
+    code = "draining"
+
+
 class Overloaded(ServingError):
     status = 503
     kind = "overloaded_error"
@@ -205,7 +210,7 @@ _CROSSING: dict[str, type[MeshnodeError]] = {
     error.code: error
     for error in (
         InvalidRequest, Unsupported, ContextTooLong, Forbidden, ModelNotFound, BodyTooLarge,
-        ModelUnavailable, Overloaded, Busy, WorkerFailed, WorkerCrashed, LinkLost, RemoteFailed, DeadlineExceeded,
+        ModelUnavailable, Draining, Overloaded, Busy, WorkerFailed, WorkerCrashed, LinkLost, RemoteFailed, DeadlineExceeded,
         InternalError,
     )
 }  # fmt: skip

@@ -29,6 +29,7 @@ from meshnode.backend import Backend, Events
 from meshnode.bridges.bridge import Bridge
 from meshnode.bridges.registry import Added, Registry, Removed
 from meshnode.dispatch import Answer, Dispatcher
+from meshnode.draining import Drain
 from meshnode.errors import ConfigurationError, InvalidRequest, ModelNotFound, ModelUnavailable
 from meshnode.gossip.effects import Notify
 from meshnode.gossip.member import Member
@@ -39,6 +40,7 @@ from meshnode.mesh.membership import Membership
 from meshnode.mesh.mesh import Mesh
 from meshnode.names import NodeId, short
 from meshnode.remote import Remote
+from meshnode.routing.explain import Explanation
 from meshnode.routing.policy import POLICIES
 from meshnode.routing.scope import Scope, narrower
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
@@ -53,6 +55,8 @@ log = logging.getLogger("meshnode.node")
 
 STOP_GRACE_S = 5.0
 """Answers under way, to clients and to peers, may finish for so long: short enough for who waits at the prompt. A guess."""
+FINISH_S = 2.5
+"""Of it, until what has not finished for peers is handed over to other nodes."""
 PUBLISH_EVERY_S = 1.0
 PUBLISH_APART_S = 0.1
 SKETCH_EVERY_S = 5.0
@@ -85,9 +89,7 @@ class Node:
         self._started = trio.current_time()
         self._changed = trio.Event()
         self._scope = Scope.LAN if start.settings.local_only else Scope.ANY
-        self._draining = False
-        self._serving = 0
-        self._served = trio.Event()
+        self._drain = Drain(self.name)
         self._renewal = trio.Event()
         self._begun = trio.Event()
         self._joining = trio.Lock()
@@ -107,6 +109,8 @@ class Node:
             self._begin()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.membership.run)
+                if self._drain.on:
+                    self.mesh.drain()
                 nursery.start_soon(self._publish)
                 running = self.running()
                 self._start.data_dir.write_run(_run_file(running, self._secret))
@@ -163,7 +167,7 @@ class Node:
         rng = random.Random()  # noqa: S311 - to draw a node, not a secret
         self._dispatcher = Dispatcher(
             me=self._me,
-            members=self.mesh.members,
+            members=self._candidates,
             backend_of=self._backend_of,
             on_change=self.changed,
             rng=rng,
@@ -194,26 +198,27 @@ class Node:
 
     @asynccontextmanager
     async def serve_peer(self, request: Request, peer: NodeId) -> AsyncIterator[Events]:
-        """A peer's request. Refused while we stop, so that the peer asks another node."""
-        if self._draining:
-            raise ModelUnavailable(f"{self.name} is stopping.", retry_after=RETRY_AFTER_S)
-        self._serving += 1
-        try:
-            async with self._dispatcher.serve(request, peer) as events:
-                yield events
-        finally:
-            self._serving -= 1
-            self._served.set()
+        """A peer's request. Refused while we drain, so that the peer asks another node."""
+        async with self._drain.serving(self._dispatcher.serve(request, peer)) as events:
+            yield events
 
-    async def drain(self, stopping: trio.Event) -> None:
-        """Once `stopping` is set, take nothing more from peers and wait, for a while, until what they asked is answered."""
+    def drain(self, on: bool, *, hand_over: bool = False) -> status.Drained:
+        """Take nothing new from now on, or take requests again; `hand_over`: what runs for peers goes on elsewhere, at once."""
+        self._drain.on = on
+        self.mesh.drain(on)
+        if on and hand_over:
+            self._drain.hand_over()
+        return status.Drained(draining=on, running=self._dispatcher.running)
+
+    async def stop(self, stopping: trio.Event) -> None:
+        """Once `stopping` is set, take nothing more from peers, and let what they asked finish, or else go on elsewhere."""
         await stopping.wait()
-        self._draining = True
-        self.mesh.drain()
+        self.drain(True)
         with trio.move_on_after(STOP_GRACE_S):
-            while self._serving:
-                self._served = trio.Event()
-                await self._served.wait()
+            with trio.move_on_after(FINISH_S):
+                await self._drain.wait_idle()
+            self._drain.hand_over()
+            await self._drain.wait_idle()
 
     def members(self) -> tuple[Member, ...]:
         return self.mesh.members()
@@ -226,6 +231,20 @@ class Node:
 
     async def remove_remote(self, name: str) -> Removed:
         return await self._registry.remove(name)
+
+    def _candidates(self) -> tuple[Member, ...]:
+        """For routing: while we drain, our own clients' requests go to the others, too."""
+        if not self._drain.on:
+            return self.mesh.members()
+        why = "draining; `meshnode drain --off` there ends it"
+        return tuple(
+            msgspec.structs.replace(member, routable=False, reason=why) if member.id == self._me else member
+            for member in self.mesh.members()
+        )
+
+    def explain(self, request: Request, *, prompt_tokens: int | None) -> Explanation:
+        """Raises MeshnodeError when no node could serve it."""
+        return self._dispatcher.explain(request, prompt_tokens=prompt_tokens)
 
     def ready(self) -> str:
         """Empty when some model can be asked for, else what is missing."""
@@ -375,7 +394,7 @@ async def run(start: Start) -> None:
             async with trio.open_nursery() as answering:
                 limits = Limits(grace_s=STOP_GRACE_S)
                 await answering.start(partial(serve, app, [*api_listeners, *ollama_listeners], stopping=stopping, limits=limits))
-                answering.start_soon(node.drain, stopping)
+                answering.start_soon(node.stop, stopping)
                 start.announce(running)
             await node.mesh.leave()
             nursery.cancel_scope.cancel()

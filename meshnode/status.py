@@ -130,6 +130,13 @@ class Joined(msgspec.Struct, frozen=True, kw_only=True):
     node: str
 
 
+class Drained(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether this node takes nothing new, and how many requests it has under way."""
+
+    draining: bool
+    running: int
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     mesh: Mesh

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
-from meshnode.api import auth, handlers, token_endpoints
+from meshnode.api import administration, auth, handlers, token_endpoints
 from meshnode.api import ollama_endpoints as ollama
 from meshnode.api.dialect import Dialect, dialect_of
 from meshnode.api.exchange import Exchange, Node
@@ -70,6 +70,8 @@ ROUTES = (
     Route("POST", "/mesh/v1/join", handlers.join, admin=True),
     Route("POST", "/mesh/v1/remotes", handlers.add_remote, admin=True),
     Route("DELETE", "/mesh/v1/remotes/{id}", handlers.remove_remote, admin=True),
+    Route("POST", "/mesh/v1/drain", administration.drain, admin=True),
+    Route("POST", "/mesh/v1/explain", administration.explain, admin=True),
 )
 
 

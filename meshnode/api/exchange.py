@@ -65,6 +65,17 @@ class Node(Protocol):
         """Offer it no longer, and forget its secrets. Raises MeshnodeError."""
         ...
 
+    def drain(self, on: bool, *, hand_over: bool = False) -> msgspec.Struct:
+        """Take nothing new, or take requests again. `hand_over`: what runs for peers goes on elsewhere at once.
+
+        Returns what still runs, to be shown as JSON.
+        """
+        ...
+
+    def explain(self, request: inference.Request, *, prompt_tokens: int | None) -> msgspec.Struct:
+        """Every node that could serve the request now, with its estimate, to be shown as JSON. Raises as `submit`."""
+        ...
+
     def ready(self) -> str:
         """Empty when the node can serve or route a request, else why not."""
         ...

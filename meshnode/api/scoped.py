@@ -53,5 +53,11 @@ class Scoped:
     async def remove_remote(self, name: str) -> msgspec.Struct:
         return await self._node.remove_remote(name)
 
+    def drain(self, on: bool, *, hand_over: bool = False) -> msgspec.Struct:
+        return self._node.drain(on, hand_over=hand_over)
+
+    def explain(self, request: inference.Request, *, prompt_tokens: int | None) -> msgspec.Struct:
+        return self._node.explain(request, prompt_tokens=prompt_tokens)
+
     def ready(self) -> str:
         return self._node.ready()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from meshnode import __version__
-from meshnode.cli import add, env, join, members, models, remotes, remove, status, token, up
+from meshnode.cli import add, drain, env, explain, join, members, models, remotes, remove, status, token, up
 from meshnode.cli.arguments import Parser
 from meshnode.errors import MeshnodeError
 
@@ -22,6 +22,8 @@ _COMMANDS = {
     "remotes": remotes,
     "add": add,
     "remove": remove,
+    "explain": explain,
+    "drain": drain,
     "token": token,
     "env": env,
 }

@@ -18,8 +18,10 @@ from meshnode.backend import Backend
 from meshnode.dispatch import Dispatcher
 from meshnode.inference import Request
 from meshnode.remote import Remote
+from meshnode.routing.explain import Explanation
 from meshnode.routing.scope import Scope
 from meshnode.routing.table import Listing, listings
+from meshnode.status import Drained
 from meshnode.testing import fake_member
 
 SECRET = "open-sesame"
@@ -44,6 +46,7 @@ class FakeNode:
         self.members = (fake_member(self.name), *(fake_member(name, model) for name in workers))
         self.why_not = why_not
         self.remotes: list[Remote] = []
+        self.drained: list[tuple[bool, bool]] = []
         self._dispatcher = Dispatcher(
             me=self.members[0].id,
             members=lambda: self.members,
@@ -70,6 +73,13 @@ class FakeNode:
 
     async def remove_remote(self, name: str) -> Joined:
         return Joined(peer=name)
+
+    def drain(self, on: bool, *, hand_over: bool = False) -> Drained:
+        self.drained.append((on, hand_over))
+        return Drained(draining=on, running=len(self.drained))
+
+    def explain(self, request: Request, *, prompt_tokens: int | None) -> Explanation:
+        return self._dispatcher.explain(request, prompt_tokens=prompt_tokens)
 
     def ready(self) -> str:
         return self.why_not
