@@ -14,6 +14,7 @@
     │   ├── RequestTimeout      408: the request did not arrive in time
     │   ├── BodyTooLarge        413
     │   ├── Misdirected         421: a Host header that is not ours
+    │   ├── RateLimited         429: a key's limit; `retry_after` says when it may ask again
     │   ├── HeadersTooLarge     431
     │   └── NotProvided         501: what another server of the same API does, and this one never will
     ├── ServingError            ours or a peer's: a status 5xx; `retryable` says whether another node may be tried
@@ -126,6 +127,12 @@ class Misdirected(RequestError):
 class HeadersTooLarge(RequestError):
     status = 431
     code = "headers_too_large"
+
+
+class RateLimited(RequestError):
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class NotProvided(RequestError):

@@ -28,6 +28,7 @@ from meshnode.api.server import serve
 from meshnode.backend import Backend, Events
 from meshnode.bridges.bridge import Bridge
 from meshnode.bridges.registry import Added, Registry, Removed
+from meshnode.config import Settings
 from meshnode.dispatch import Answer, Dispatcher
 from meshnode.draining import Drain
 from meshnode.errors import ConfigurationError, InvalidRequest, ModelNotFound, ModelUnavailable
@@ -35,6 +36,7 @@ from meshnode.gossip.effects import Notify
 from meshnode.gossip.member import Member
 from meshnode.gossip.view import MEMORY, MODEL
 from meshnode.inference import Request
+from meshnode.keys import KeyRing
 from meshnode.mesh.listen import local_address, open_mesh_listeners
 from meshnode.mesh.membership import Membership
 from meshnode.mesh.mesh import Mesh
@@ -183,14 +185,15 @@ class Node:
 
     @asynccontextmanager
     async def submit(self, request: Request, scope: Scope = Scope.ANY) -> AsyncIterator[Answer]:
-        """A client's request: this node is its caller, until API keys tell more."""
-        request = msgspec.structs.replace(request, caller=short(self._me))
+        """A client's request: its caller is this node and, where it showed one, the id of its key."""
+        caller = f"{short(self._me)}/{request.caller}" if request.caller else short(self._me)
+        request = msgspec.structs.replace(request, caller=caller)
         scope = narrower(scope, self._scope)
         try:
             self._dispatcher.route(request, scope)
         except ModelNotFound:
             if await self._models.look_again():
-                self.mesh.set_load(self._load())  # a file just found is then "not ready" and not "does not exist"
+                self.mesh.set_load(self.load())  # a file just found is then "not ready" and not "does not exist"
         except ModelUnavailable:
             pass  # told when it is tried
         async with self._dispatcher.submit(request, scope) as answer:
@@ -299,7 +302,7 @@ class Node:
         sketched_at = -math.inf
         while True:
             self._changed = trio.Event()
-            self.mesh.set_load(self._load())
+            self.mesh.set_load(self.load())
             if trio.current_time() >= sketched_at + SKETCH_EVERY_S:
                 sketched_at = trio.current_time()
                 self.mesh.set_sketches(self._models.sketches(self._salt))
@@ -337,7 +340,8 @@ class Node:
         ]
         return min(offering, key=lambda bridge: bridge.tally.active, default=None)
 
-    def _load(self) -> tuple[ModelState, ...]:
+    def load(self) -> tuple[ModelState, ...]:
+        """Of what this node serves itself."""
         return (*self._models.load(), *self._registry.load())
 
     def _advertise(self, wanted: Mapping[str, bytes], told: dict[str, bytes]) -> None:
@@ -378,13 +382,16 @@ def _models(start: Start) -> Models:
 async def run(start: Start) -> None:
     """Run one node until SIGINT or SIGTERM. Raises ConfigurationError when it cannot start."""
     settings = start.settings
+    keys = credentials.api_keys(start.data_dir)
+    _check_open_api(settings, keys)
     api_listeners = await _open_api(settings.api)
     ollama_listeners = await _open_as_ollama(settings.api) if settings.as_ollama else []
     ollama = str(local_address(ollama_listeners[0])) if ollama_listeners else ""
     mesh_listeners = await open_mesh_listeners([str(address) for address in settings.mesh])
     secret = secrets.token_urlsafe(32)
     node = Node(start, api=str(local_address(api_listeners[0])), ollama=ollama, listeners=mesh_listeners, secret=secret)
-    app = App(node, admin_secret=secret, hosts=frozenset({settings.api.host}))
+    hosts = frozenset({settings.api.host})
+    app = App(node, admin_secret=secret, hosts=hosts, keys=keys, keyless=settings.insecure_api)
     stopping = trio.Event()
     try:
         async with trio.open_nursery() as nursery:
@@ -402,6 +409,21 @@ async def run(start: Start) -> None:
         start.data_dir.remove("run.json")
         for listener in mesh_listeners:
             await trio.aclose_forcefully(listener)
+
+
+def _check_open_api(settings: Settings, keys: KeyRing) -> None:
+    """Every rival that opened its API by default was reported as vulnerable (design D5, security rule 12)."""
+    if settings.api.is_loopback:
+        return
+    if settings.insecure_api:
+        log.warning("--insecure-api: whoever reaches %s may use this node's models without a key.", settings.api)
+    elif not keys:
+        raise ConfigurationError(
+            f"--api {settings.api} can be reached by other machines, and there is no key for them.",
+            hint="Make one with `meshnode key new`, or add --insecure-api if everyone on that network may use it.",
+        )
+    else:
+        log.warning("--api %s has no TLS: keys and prompts can be read on the way.", settings.api)
 
 
 def _peer_address(text: str) -> str:

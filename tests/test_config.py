@@ -79,7 +79,6 @@ def test_a_switch_in_the_environment_is_a_word(home: dict[str, str]) -> None:
         ('log_format = "xml"', "Use one of: text, json"),
         ('model = ["/nonexistent.gguf"]', "--model /nonexistent.gguf: there is no such file"),
         ('name = "two words"', "cannot be a node's name"),
-        ('api = "0.0.0.0:4860"', "--insecure-api"),
         ('mesh = ["0.0.0.0"]', "--mesh .* port is missing"),
     ],
 )
@@ -131,10 +130,6 @@ def test_a_wrong_variable_is_named(home: dict[str, str]) -> None:
 def test_models_to_serve_and_no_worker_to_serve_them_contradict(home: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="--no-worker"):
         load({"model": ["/dev/null"], "worker": False}, home)
-
-
-def test_an_open_api_needs_to_be_asked_for(home: dict[str, str]) -> None:
-    assert load({"api": "0.0.0.0:1", "insecure_api": True}, home).api == Address("0.0.0.0", 1)
 
 
 def test_an_alias_is_told_from_a_path_with_an_equals_sign(home: dict[str, str], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from meshnode.api.embeddings import Collected as Vectors
 from meshnode.api.embeddings import embeddings_request
 from meshnode.api.exchange import Exchange, json_response, plain
 from meshnode.api.http import Response
+from meshnode.api.metrics import MEDIA_TYPE
 from meshnode.api.openai import chat_request
 from meshnode.api.prompts import completion_request
 from meshnode.errors import ConfigurationError, InvalidRequest, ModelNotFound
@@ -119,6 +120,11 @@ def readyz(exchange: Exchange) -> Response:
     if reason := exchange.node.ready():
         return json_response(msgspec.json.encode({"status": "not ready", "reason": reason}), status=503)
     return json_response(b'{"status":"ready"}')
+
+
+@plain
+def metrics(exchange: Exchange) -> Response:
+    return Response(headers=(("content-type", MEDIA_TYPE),), body=exchange.metrics.text())
 
 
 class _Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,10 +8,12 @@ from meshnode import inference
 from meshnode.api.exchange import Answer, Node
 from meshnode.api.http import Request
 from meshnode.errors import InvalidRequest
+from meshnode.gossip.member import Member
 from meshnode.names import printable
 from meshnode.remote import Remote
 from meshnode.routing.scope import Scope, narrower
 from meshnode.routing.table import Listing
+from meshnode.wire.messages import ModelState
 
 HEADER = "x-meshnode-scope"
 
@@ -40,6 +42,12 @@ class Scoped:
 
     def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]:
         return self._node.models(narrower(scope, self._scope))
+
+    def members(self) -> tuple[Member, ...]:
+        return self._node.members()
+
+    def load(self) -> tuple[ModelState, ...]:
+        return self._node.load()
 
     def report(self) -> msgspec.Struct:
         return self._node.report()

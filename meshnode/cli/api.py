@@ -30,6 +30,7 @@ def post(path: str, data_dir: Path, body: object, *, timeout_s: float = TIMEOUT_
 
 
 def delete(path: str, data_dir: Path) -> bytes:
+    """Likewise."""
     return _request("DELETE", path, data_dir)
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from meshnode import __version__
-from meshnode.cli import add, drain, env, explain, join, members, models, remotes, remove, status, token, up
+from meshnode.cli import add, drain, env, explain, join, key, members, models, remotes, remove, status, token, up
 from meshnode.cli.arguments import Parser
 from meshnode.errors import MeshnodeError
 
@@ -25,6 +25,7 @@ _COMMANDS = {
     "explain": explain,
     "drain": drain,
     "token": token,
+    "key": key,
     "env": env,
 }
 _GLOBAL = {"-h", "--help", "--version"}

@@ -16,6 +16,7 @@ from meshnode.api.limits import Limits
 from meshnode.api.server import serve
 from meshnode.backend import Backend
 from meshnode.dispatch import Dispatcher
+from meshnode.gossip.member import Member
 from meshnode.inference import Request
 from meshnode.remote import Remote
 from meshnode.routing.explain import Explanation
@@ -23,6 +24,7 @@ from meshnode.routing.scope import Scope
 from meshnode.routing.table import Listing, listings
 from meshnode.status import Drained
 from meshnode.testing import fake_member
+from meshnode.wire.messages import ModelState
 
 SECRET = "open-sesame"
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"Say something."}]}'
@@ -43,13 +45,13 @@ class FakeNode:
     name = "entry"
 
     def __init__(self, workers: Mapping[str, Backend], *, why_not: str = "", model: str = "m") -> None:
-        self.members = (fake_member(self.name), *(fake_member(name, model) for name in workers))
+        self.everyone = (fake_member(self.name), *(fake_member(name, model) for name in workers))
         self.why_not = why_not
         self.remotes: list[Remote] = []
         self.drained: list[tuple[bool, bool]] = []
         self._dispatcher = Dispatcher(
-            me=self.members[0].id,
-            members=lambda: self.members,
+            me=self.everyone[0].id,
+            members=self.members,
             backend_of=lambda candidate: workers[candidate.node_name],
             on_change=lambda: None,
             rng=random.Random(1),
@@ -59,7 +61,13 @@ class FakeNode:
         return self._dispatcher.submit(request, scope)
 
     def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]:
-        return listings(self.members, me=self.members[0].id, scope=scope)
+        return listings(self.everyone, me=self.everyone[0].id, scope=scope)
+
+    def members(self) -> tuple[Member, ...]:
+        return self.everyone
+
+    def load(self) -> tuple[ModelState, ...]:
+        return self.everyone[-1].load
 
     def report(self) -> Report:
         return Report()
@@ -131,7 +139,7 @@ def in_memory(app: Application, nursery: trio.Nursery, limits: Limits | None = N
 
     async def run() -> None:
         async with theirs:
-            await Connection(theirs, app, limits=limits or Limits(), idle=Idle()).run()
+            await Connection(theirs, app, limits=limits or Limits(), idle=Idle(), peer="127.0.0.1").run()
 
     nursery.start_soon(run)
     yield ours

@@ -74,9 +74,9 @@ async def test_one_is_removed_by_its_name() -> None:
 def with_remote() -> FakeNode:
     """A node whose peer has `m` itself and `gpt` by a bridge."""
     node = FakeNode({"holder": FakeWorker()})
-    entry, holder = node.members
+    entry, holder = node.members()
     far = Model(name="gpt", digest=ModelDigest(b""), origin="far", cost="metered")
-    node.members = (entry, msgspec.structs.replace(holder, models=(*holder.models, far)))
+    node.everyone = (entry, msgspec.structs.replace(holder, models=(*holder.models, far)))
     return node
 
 

@@ -9,7 +9,7 @@ from meshnode import __version__
 from meshnode.cli import report
 from meshnode.cli.main import main
 
-COMMANDS = "'up', 'join', 'status', 'members', 'models', 'remotes', 'add', 'remove', 'explain', 'drain', 'token', 'env'"
+COMMANDS = "'up', 'join', 'status', 'members', 'models', 'remotes', 'add', 'remove', 'explain', 'drain', 'token', 'key', 'env'"
 
 
 def run(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
