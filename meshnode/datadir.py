@@ -5,6 +5,7 @@
     token       the mesh's token
     keys.json   hashes of the API keys
     peers.json  addresses to dial after a restart
+    remotes.json  clusters and routers that were added, with their keys
     epoch       the last epoch used, so that each start has a higher one
     run.json    while a node runs: where its API is, and the admin secret for it
     cache/      digests of model files

@@ -14,22 +14,38 @@ import msgspec
 import trio
 
 from meshnode.backend import Backend, Events
-from meshnode.errors import Busy, InternalError, ModelUnavailable, Overloaded, ServingError, WorkerCrashed, WorkerFailed
+from meshnode.errors import (
+    Busy,
+    Draining,
+    InternalError,
+    LinkLost,
+    MeshnodeError,
+    ModelUnavailable,
+    Overloaded,
+    ServingError,
+    WorkerCrashed,
+    WorkerFailed,
+)
 from meshnode.gossip.member import Member
-from meshnode.inference import Chunk, End, Event, Request
+from meshnode.inference import Chunk, End, Event, Request, Resume
 from meshnode.names import ModelDigest, NodeId
+from meshnode.patience import Patience, Silence
 from meshnode.routing.ask import Ask
 from meshnode.routing.bounce import MAX_BOUNCES, bounces
 from meshnode.routing.breaker import Outcome
 from meshnode.routing.continuation import Spoken
 from meshnode.routing.estimate import is_measured
 from meshnode.routing.explain import Explanation
+from meshnode.routing.patience import silence_s
 from meshnode.routing.policy import Choice, Policy, estimated
 from meshnode.routing.router import Router
+from meshnode.routing.scope import Scope
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Route, route, unambiguous
 
 MAX_ATTEMPTS = 3
 """One try and at most two more: beyond that a request that harms nodes only spreads."""
+MAX_MOVES = 8
+"""Of one answer, from nodes that drain: a mesh may be restarted node by node while it is written."""
 MAX_WORKER_DEATHS = 2
 """A request under which two workers died is taken to be the cause (security rule 15)."""
 
@@ -58,10 +74,10 @@ class Dispatcher:
         self._on_change = on_change
 
     @asynccontextmanager
-    async def submit(self, request: Request) -> AsyncIterator["Answer"]:
-        """Answer `request` somewhere in the mesh. Raises as `routing.table.route`; leaving the block cancels the work."""
+    async def submit(self, request: Request, scope: Scope = Scope.ANY) -> AsyncIterator["Answer"]:
+        """Answer `request` somewhere within `scope`. Raises as `routing.table.route`; leaving the block cancels the work."""
         async with AsyncExitStack() as attempts:
-            answer = Answer(self, request, attempts)
+            answer = Answer(self, request, attempts, scope)
             await answer.start()
             yield answer
 
@@ -87,14 +103,27 @@ class Dispatcher:
         if bounces(expected_s=request.expected_ms / 1000, true_s=true_s, before=request.bounces):
             raise Busy(f"The first token would take {true_s:.1f} s here.", retry_after=min(120.0, max(1.0, true_s)))
 
-    def route(self, request: Request) -> Route:
+    def route(self, request: Request, scope: Scope = Scope.ANY) -> Route:
         """Who could serve it now. Raises when nobody can."""
-        return route(request.model, self._members(), me=self.me, only_local=request.hops > 0)
+        return route(request.model, self._members(), me=self.me, only_local=request.hops > 0, scope=scope)
 
-    def explain(self, request: Request) -> Explanation | None:
-        """Every node that could serve it now, with its estimate, and which would be chosen. Raises as `route`."""
+    def explain(self, request: Request, *, prompt_tokens: int | None = None) -> Explanation:
+        """Every node that could serve it now, with its estimate, and which would be chosen. Raises as `route`.
+
+        `prompt_tokens` stands for a prompt of that length, of which nothing is cached.
+        """
         found = self.route(request)
-        return self.router.explain(found.candidates, self.router.ask(request, found.digest), now=trio.current_time())
+        ask = self.router.ask(request, found.digest)
+        if prompt_tokens is not None:
+            ask = msgspec.structs.replace(ask, prompt_tokens=float(prompt_tokens))
+        explanation = self.router.explain(found.candidates, ask, now=trio.current_time())
+        assert explanation is not None, "a route has a candidate"
+        return explanation
+
+    @property
+    def running(self) -> int:
+        """Attempts under way, for ourselves and for peers."""
+        return len(self.router.known.bookings)
 
     def draw_seed(self) -> int:
         return self._rng.getrandbits(63)
@@ -128,7 +157,7 @@ class Answer:
     name the attempt that is running.
     """
 
-    def __init__(self, dispatcher: Dispatcher, request: Request, attempts: AsyncExitStack) -> None:
+    def __init__(self, dispatcher: Dispatcher, request: Request, attempts: AsyncExitStack, scope: Scope) -> None:
         self.node = ""
         self.model = request.model
         self.reason = ""
@@ -137,13 +166,18 @@ class Answer:
         self._dispatcher = dispatcher
         self._request = request
         self._attempts = attempts
+        self._scope = scope
         self._tried: frozenset[NodeId] = frozenset()
         self._asked: NodeId | None = None
         """The one that was asked last."""
-        self._source: Events | None = None
+        self._left_by: NodeId | None = None
+        """The one that handed it over last."""
+        self._moves = 0
+        self._source: Patience | None = None
+        self._local = False
         self._reservation = Reservation()
         """Of the attempt that is running, or ran last."""
-        self._spoken = Spoken()
+        self._spoken = Spoken(request.n)
         self._digest = ModelDigest(b"")
         """The weights that speak; none where only a name is known."""
         self._failure: ServingError | None = None
@@ -164,24 +198,28 @@ class Answer:
                 await self.start()
             assert self._source is not None
             try:
-                batch = await anext(self._source)
+                batch = await self._source.next()
             except ServingError as error:
                 self._give_up(error)
                 continue
-            self._note(batch)
-            return batch
+            except Silence:
+                self._give_up_the_silent(self._source.silence_s)
+                continue
+            if news := tuple(filter(self._note, batch)):
+                return news
 
-    def _note(self, batch: tuple[Event, ...]) -> None:
-        for event in batch:
-            match event:
-                case Chunk():
-                    self._spoken.hear(event)
-                    self._reservation.outcome = Outcome.SERVED
-                case End(usage=usage) if self._request.inputs is None:
-                    tokens = usage.completion_tokens // max(1, self._request.n)
-                    self._dispatcher.router.learn_length(self._digest or self.model, tokens)
-                case _:
-                    pass
+    def _note(self, event: Event) -> bool:
+        """Whether it is to be passed on."""
+        match event:
+            case Chunk():
+                self._reservation.outcome = Outcome.SERVED
+                return self._spoken.hear(event)
+            case End(usage=usage) if self._request.inputs is None:
+                tokens = usage.completion_tokens // max(1, self._request.n)
+                self._dispatcher.router.learn_length(self._digest or self.model, tokens)
+            case _:
+                pass
+        return True
 
     async def start(self) -> None:
         """Begin attempts until one is accepted; raises the last failure when nobody is left to ask.
@@ -219,20 +257,20 @@ class Answer:
         else:
             expected = round(1000 * choice.estimate.first) if choice.estimate else None
             request = msgspec.structs.replace(self._request, model=unambiguous(candidate), hops=1, expected_ms=expected)
-        self._source = await self._attempts.enter_async_context(backend.submit(request))
+        events = await self._attempts.enter_async_context(backend.submit(request))
+        self._source = Patience(events, silence_s(candidate, ask))
+        self._local = candidate.local
 
     def _next_choice(self) -> tuple[Choice, Ask]:
         try:
-            found = self._dispatcher.route(self._request)
+            found = self._dispatcher.route(self._request, self._scope)
         except ModelUnavailable as nobody:
             # The failed attempt says more than "nowhere up", except that only the latter tells when to come back.
             if self._failure and not self._spoken.begun and self._failure.retry_after is None:
                 raise nobody from self._failure
             raise self._failure or nobody from None
         self.model = found.model
-        left = [candidate for candidate in found.candidates if candidate.node not in self._tried]
-        if self._spoken.begun:
-            left = [candidate for candidate in left if candidate.digest == self._digest]
+        left = self._left(found)
         router, now = self._dispatcher.router, trio.current_time()
         ask = router.ask(self._request, found.digest)
         choice = router.choose(left, ask, now=now)
@@ -243,6 +281,11 @@ class Answer:
         elif not router.budget.take(now):
             raise self._exhausted()
         return choice, ask
+
+    def _left(self, found: Route) -> list[Candidate]:
+        """Those that were not asked, and could say the rest of what was begun."""
+        left = [each for each in found.candidates if each.node not in self._tried and each.node != self._left_by]
+        return [candidate for candidate in left if candidate.digest == self._digest] if self._spoken.begun else left
 
     def _exhausted(self) -> ServingError:
         """Every holder was asked and failed: to the caller that is 503, come back later, with the last failure's words."""
@@ -266,15 +309,43 @@ class Answer:
             # It told its load besides, so it may be the best choice still, and then takes it. No second try: nothing failed.
             self._tried = self._tried - {self._asked}
             self._request = msgspec.structs.replace(self._request, bounces=self._request.bounces + 1)
+        elif isinstance(error, Draining) and self._moves < MAX_MOVES:
+            # No second try either. Once it has restarted and another node drains, it may be asked again.
+            self._tried = self._tried - {self._asked}
+            self._left_by = self._asked
+            self._moves += 1
         elif isinstance(error, WorkerFailed):
             deaths = self._request.worker_deaths + 1
             self._request = msgspec.structs.replace(self._request, worker_deaths=deaths)
             if deaths >= MAX_WORKER_DEATHS:
                 self._final = WorkerCrashed(f"{deaths} workers failed under this request: {error.message}")
 
+    def _give_up_the_silent(self, silence_s: float) -> None:
+        """Leave an attempt that says nothing, if there is anybody who might do better; else it is waited for all the same.
+
+        A peer's request is always given up: the peer knows of others.
+        """
+        if not self._request.hops and not self._others_can():
+            return
+        words = f"{self.node} has said nothing about the request for {silence_s:.0f} s."
+        self._give_up(WorkerFailed(words) if self._local else LinkLost(words))
+        self._reservation.outcome = Outcome.SILENT
+
+    def _others_can(self) -> bool:
+        if len(self._tried) >= MAX_ATTEMPTS or (self._spoken.begun and self._resume() is None):
+            return False
+        try:
+            return bool(self._left(self._dispatcher.route(self._request)))
+        except MeshnodeError:
+            return False
+
+    def _resume(self) -> tuple[Resume, ...] | None:
+        """Where another node can take over in the middle, which it can for text."""
+        return self._spoken.resume() if self._digest and self._request.inputs is None else None
+
     def _can_go_on(self) -> bool:
-        """Whether another node can take over in the middle, which it can for one choice of text; then the request says where."""
-        resume = self._spoken.resume() if self._digest and self._request.n == 1 and self._request.inputs is None else None
+        """Whether another node can take over; then the request says where."""
+        resume = self._resume()
         if resume is None:
             return False
         self._request = msgspec.structs.replace(self._request, resume=resume)

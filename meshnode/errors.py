@@ -19,11 +19,13 @@
     │   └── NotProvided         501: what another server of the same API does, and this one never will
     ├── ServingError            ours or a peer's: a status 5xx; `retryable` says whether another node may be tried
     │   ├── ModelUnavailable    503: known, and nowhere up now
+    │   │   └── Draining        503: the node takes nothing new, or hands over what it has
     │   ├── Overloaded          503
     │   │   └── Busy            503: a peer gives back what would take much longer there than the asker thinks
     │   ├── WorkerFailed        502: the child process died or could not start
     │   ├── WorkerCrashed       500: two workers died under one request, which is taken to be the cause
     │   ├── LinkLost            502: the peer went away
+    │   ├── RemoteFailed        502: a remote service that is bridged failed
     │   ├── DeadlineExceeded    504
     │   └── InternalError       500: a bug of ours
     └── PeerError               the peer's: it broke the protocol, or was refused; the link is closed with `close_code`
@@ -148,6 +150,10 @@ class ModelUnavailable(ServingError):
     code = "model_unavailable"
 
 
+class Draining(ModelUnavailable):
+    code = "draining"
+
+
 class Overloaded(ServingError):
     status = 503
     kind = "overloaded_error"
@@ -181,6 +187,11 @@ class LinkLost(ServingError):
         self.close_code = close_code
 
 
+class RemoteFailed(ServingError):
+    status = 502
+    code = "remote_failed"
+
+
 class DeadlineExceeded(ServingError):
     status = 504
     code = "deadline_exceeded"
@@ -206,7 +217,8 @@ _CROSSING: dict[str, type[MeshnodeError]] = {
     error.code: error
     for error in (
         InvalidRequest, Unsupported, ContextTooLong, Forbidden, ModelNotFound, BodyTooLarge,
-        ModelUnavailable, Overloaded, Busy, WorkerFailed, WorkerCrashed, LinkLost, DeadlineExceeded, InternalError,
+        ModelUnavailable, Draining, Overloaded, Busy, WorkerFailed, WorkerCrashed, LinkLost, RemoteFailed, DeadlineExceeded,
+        InternalError,
     )
 }  # fmt: skip
 

@@ -27,20 +27,25 @@ from meshnode.api.limits import Limits
 from meshnode.api.server import serve
 from meshnode.api.trace import trace_id
 from meshnode.backend import Backend, Events
-from meshnode.bridges import registry
+from meshnode.bridges.bridge import Bridge
+from meshnode.bridges.registry import Added, Registry, Removed
 from meshnode.config import Settings
 from meshnode.dispatch import Answer, Dispatcher
+from meshnode.draining import Drain
 from meshnode.errors import ConfigurationError, InvalidRequest, MeshnodeError, ModelNotFound, ModelUnavailable
 from meshnode.gossip.effects import Notify
-from meshnode.gossip.member import Member, Model
-from meshnode.gossip.view import MEMORY
+from meshnode.gossip.member import Member
+from meshnode.gossip.view import MEMORY, MODEL
 from meshnode.inference import Request
 from meshnode.keys import KeyRing
 from meshnode.mesh.listen import local_address, open_mesh_listeners
 from meshnode.mesh.membership import Membership
 from meshnode.mesh.mesh import Mesh
 from meshnode.names import NodeId, short
+from meshnode.remote import Remote
+from meshnode.routing.explain import Explanation
 from meshnode.routing.policy import POLICIES
+from meshnode.routing.scope import Scope, narrower
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
 from meshnode.start import Running, Start
 from meshnode.wire.codec import encode_value
@@ -53,6 +58,8 @@ log = logging.getLogger("meshnode.node")
 
 STOP_GRACE_S = 5.0
 """Answers under way, to clients and to peers, may finish for so long: short enough for who waits at the prompt. A guess."""
+FINISH_S = 2.5
+"""Of it, until what has not finished for peers is handed over to other nodes."""
 PUBLISH_EVERY_S = 1.0
 PUBLISH_APART_S = 0.1
 SKETCH_EVERY_S = 5.0
@@ -76,12 +83,16 @@ class Node:
         self._listeners = listeners
         self._secret = secret
         self._models = _models(start)
-        self._bridges = registry.registered()
+        self._registry = Registry(
+            start.data_dir,
+            configured=start.settings.remote,
+            members=self.members,
+            rng=random.Random(),  # noqa: S311 - to spread load and refreshes, not a secret
+        )
         self._started = trio.current_time()
         self._changed = trio.Event()
-        self._draining = False
-        self._serving = 0
-        self._served = trio.Event()
+        self._scope = Scope.LAN if start.settings.local_only else Scope.ANY
+        self._drain = Drain(self.name)
         self._renewal = trio.Event()
         self._begun = trio.Event()
         self._joining = trio.Lock()
@@ -101,6 +112,8 @@ class Node:
             self._begin()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.membership.run)
+                if self._drain.on:
+                    self.mesh.drain()
                 nursery.start_soon(self._publish)
                 running = self.running()
                 self._start.data_dir.write_run(_run_file(running, self._secret))
@@ -157,7 +170,7 @@ class Node:
         rng = random.Random()  # noqa: S311 - to draw a node, not a secret
         self._dispatcher = Dispatcher(
             me=self._me,
-            members=self.mesh.members,
+            members=self._candidates,
             backend_of=self._backend_of,
             on_change=self.changed,
             rng=rng,
@@ -172,54 +185,78 @@ class Node:
         self._renewal.set()
 
     @asynccontextmanager
-    async def submit(self, request: Request) -> AsyncIterator[Answer]:
+    async def submit(self, request: Request, scope: Scope = Scope.ANY) -> AsyncIterator[Answer]:
         """A client's request: its caller is this node and, where it showed one, the id of its key."""
         caller = f"{short(self._me)}/{request.caller}" if request.caller else short(self._me)
         request = msgspec.structs.replace(request, caller=caller)
+        scope = narrower(scope, self._scope)
         try:
-            self._dispatcher.route(request)
+            self._dispatcher.route(request, scope)
         except ModelNotFound:
             if await self._models.look_again():
                 self.mesh.set_load(self.load())  # a file just found is then "not ready" and not "does not exist"
         except ModelUnavailable:
             pass  # told when it is tried
-        async with self._dispatcher.submit(request) as answer:
+        async with self._dispatcher.submit(request, scope) as answer:
             yield answer
 
     @asynccontextmanager
     async def serve_peer(self, request: Request, peer: NodeId) -> AsyncIterator[Events]:
-        """A peer's request. Refused while we stop, so that the peer asks another node."""
-        if self._draining:
-            raise ModelUnavailable(f"{self.name} is stopping.", retry_after=RETRY_AFTER_S)
-        self._serving += 1
+        """A peer's request. Refused while we drain, so that the peer asks another node."""
         began, outcome = trio.current_time(), "cut"
         try:
-            async with self._dispatcher.serve(request, peer) as events:
+            async with self._drain.serving(self._dispatcher.serve(request, peer)) as events:
                 yield events
             outcome = "served"
         except MeshnodeError as error:
             outcome = error.code
             raise
         finally:
-            self._serving -= 1
-            self._served.set()
             _log_served(request, peer, outcome, trio.current_time() - began)
 
-    async def drain(self, stopping: trio.Event) -> None:
-        """Once `stopping` is set, take nothing more from peers and wait, for a while, until what they asked is answered."""
+    def drain(self, on: bool, *, hand_over: bool = False) -> status.Drained:
+        """Take nothing new from now on, or take requests again; `hand_over`: what runs for peers goes on elsewhere, at once."""
+        self._drain.on = on
+        self.mesh.drain(on)
+        if on and hand_over:
+            self._drain.hand_over()
+        return status.Drained(draining=on, running=self._dispatcher.running)
+
+    async def stop(self, stopping: trio.Event) -> None:
+        """Once `stopping` is set, take nothing more from peers, and let what they asked finish, or else go on elsewhere."""
         await stopping.wait()
-        self._draining = True
-        self.mesh.drain()
+        self.drain(True)
         with trio.move_on_after(STOP_GRACE_S):
-            while self._serving:
-                self._served = trio.Event()
-                await self._served.wait()
+            with trio.move_on_after(FINISH_S):
+                await self._drain.wait_idle()
+            self._drain.hand_over()
+            await self._drain.wait_idle()
 
     def members(self) -> tuple[Member, ...]:
         return self.mesh.members()
 
-    def models(self) -> tuple[Listing, ...]:
-        return listings(self.members())
+    def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]:
+        return listings(self.members(), me=self._me, scope=narrower(scope, self._scope))
+
+    async def add_remote(self, remote: Remote) -> Added:
+        return await self._registry.add(remote)
+
+    async def remove_remote(self, name: str) -> Removed:
+        return await self._registry.remove(name)
+
+    def _candidates(self) -> tuple[Member, ...]:
+        """For routing: while we drain, our own clients' requests go to the others, too."""
+        if not self._drain.on:
+            return self.mesh.members()
+        why = "draining; `meshnode drain --off` there ends it"
+        return tuple(
+            msgspec.structs.replace(member, routable=False, reason=why) if member.id == self._me else member
+            for member in self.mesh.members()
+        )
+
+    def explain(self, request: Request, *, prompt_tokens: int | None) -> Explanation:
+        """Raises MeshnodeError when no node could serve it."""
+        return self._dispatcher.explain(request, prompt_tokens=prompt_tokens)
 
     def ready(self) -> str:
         """Empty when some model can be asked for, else what is missing."""
@@ -278,7 +315,8 @@ class Node:
             if trio.current_time() >= sketched_at + SKETCH_EVERY_S:
                 sketched_at = trio.current_time()
                 self.mesh.set_sketches(self._models.sketches(self._salt))
-            wanted = {_record_key(model): encode_value(model) for model in self._records()}
+            wanted = {f"{MODEL}{model.digest.hex()}": encode_value(model) for model in self._models.records()}
+            wanted |= self._registry.told()
             if figures := memory.figures(trio.current_time()):
                 wanted[MEMORY] = encode_value(figures)
             self._advertise(wanted, told)
@@ -289,8 +327,7 @@ class Node:
     async def run_backends(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(self._models.run, on_change=self.changed))
-            for bridge in self._bridges:
-                nursery.start_soon(partial(bridge.run, on_change=self.changed))
+            nursery.start_soon(partial(self._registry.run, on_change=self.changed))
 
     def _backend_of(self, candidate: Candidate) -> Backend:
         self.changed()
@@ -298,15 +335,23 @@ class Node:
             return self.mesh.backend(candidate.node)
         if candidate.digest and (worker := self._models.backend(candidate.digest)):
             return worker
-        for bridge in self._bridges:
-            if candidate.model in {model.name for model in bridge.models()}:
-                return bridge.backend(candidate.model)
+        if not candidate.digest and (bridge := self._bridge_for(candidate.model)):
+            return bridge.backend(candidate.model)
         # Our own load in the gossip is a moment old: the worker that it calls ready may have ended since.
         raise ModelUnavailable(f"{candidate.model} has just stopped being served on this node.", retry_after=RETRY_AFTER_S)
 
+    def _bridge_for(self, name: str) -> Bridge | None:
+        """Of several that offer it the one with the least at work."""
+        offering = [
+            bridge
+            for bridge in self._registry.bridges()
+            if any(name in (model.name, *model.aliases) for model in bridge.models())
+        ]
+        return min(offering, key=lambda bridge: bridge.tally.active, default=None)
+
     def load(self) -> tuple[ModelState, ...]:
         """Of what this node serves itself."""
-        return (*self._models.load(), *(state for bridge in self._bridges for state in bridge.load()))
+        return (*self._models.load(), *self._registry.load())
 
     def _advertise(self, wanted: Mapping[str, bytes], told: dict[str, bytes]) -> None:
         for key, value in wanted.items():
@@ -319,13 +364,6 @@ class Node:
             self.mesh.advertise(key, None)
         told.clear()
         told.update(wanted)
-
-    def _records(self) -> list[Model]:
-        return [*self._models.records(), *(model for bridge in self._bridges for model in bridge.models())]
-
-
-def _record_key(model: Model) -> str:
-    return f"model/{model.digest.hex() or model.name}"
 
 
 def _models(start: Start) -> Models:
@@ -372,7 +410,7 @@ async def run(start: Start) -> None:
             async with trio.open_nursery() as answering:
                 limits = Limits(grace_s=STOP_GRACE_S)
                 await answering.start(partial(serve, app, [*api_listeners, *ollama_listeners], stopping=stopping, limits=limits))
-                answering.start_soon(node.drain, stopping)
+                answering.start_soon(node.stop, stopping)
                 start.announce(running)
             await node.mesh.leave()
             nursery.cancel_scope.cancel()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from meshnode.address import Address
-from meshnode.config import CONFIG, OPTIONS, Settings, data_dir, load, take_token, unknown_variables
+from meshnode.config import CONFIG, OPTIONS, REMOTES, Settings, data_dir, load, take_token, unknown_variables
 from meshnode.errors import ConfigurationError
 
 
@@ -176,7 +176,7 @@ def test_every_setting_says_why_it_is_as_it_is() -> None:
 
 
 def test_every_setting_has_a_row_in_the_table() -> None:
-    assert {option.key for option in OPTIONS} == set(Settings.__struct_fields__)
+    assert {option.key for option in OPTIONS} | {REMOTES} == set(Settings.__struct_fields__)
 
 
 def test_folders_of_models_must_be_there(home: dict[str, str], tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Failover, reservation and cancellation over fakes; the time is trio's, and never slept for real."""
 
+import math
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -10,9 +11,10 @@ import trio
 from trio.testing import MockClock
 
 from meshnode.backend import Backend, Events
-from meshnode.dispatch import Answer, Dispatcher
+from meshnode.dispatch import MAX_ATTEMPTS, MAX_MOVES, Answer, Dispatcher
 from meshnode.errors import (
     Busy,
+    Draining,
     InvalidRequest,
     LinkLost,
     MeshnodeError,
@@ -23,16 +25,19 @@ from meshnode.errors import (
     WorkerFailed,
 )
 from meshnode.gossip.member import Member
-from meshnode.inference import Chunk, End, Event, Message, Request, Resume, ToolCall
+from meshnode.inference import Chunk, End, Event, Finish, Message, Phase, Progress, Request, Resume, ToolCall, Usage
 from meshnode.names import ModelDigest
-from meshnode.routing.table import Candidate
+from meshnode.routing.ask import ask_of
+from meshnode.routing.breaker import FIRST_S
+from meshnode.routing.patience import UNMEASURED_S, WORKER_S, silence_s
+from meshnode.routing.table import Candidate, route
 from meshnode.testing import FakeWorker, fake_member, renamed
 
 ASK = Request(id="r1", model="m", messages=(Message(role="user", content="Say something."),))
 
 
 def dispatcher(
-    workers: dict[str, FakeWorker], *, me: str = "entry", members: Callable[[], tuple[Member, ...]] | None = None
+    workers: Mapping[str, FakeWorker], *, me: str = "entry", members: Callable[[], tuple[Member, ...]] | None = None
 ) -> Dispatcher:
     everyone = (fake_member(me), *(fake_member(name, "m") for name in workers if name != me))
     if me in workers:
@@ -107,7 +112,7 @@ async def test_an_answer_whose_node_is_lost_goes_on_at_another_with_the_same_wei
     assert (answer.node, answer.resumed) == ("other", 1)
     first, second = workers["entry"].requests[0], workers["other"].requests[0]
     said = sum(len(word.text) for word in FakeWorker().words[:after])
-    assert second.resume == Resume(token_ids=tuple(range(after)), emitted_chars=said)
+    assert second.resume == (Resume(token_ids=tuple(range(after)), emitted_chars=said),)
     assert first.sampling.seed is not None
     assert second.sampling == first.sampling
 
@@ -120,8 +125,8 @@ async def test_who_goes_on_is_told_how_much_of_thoughts_and_calls_was_passed_on(
     async with dispatcher(workers).submit(ASK) as answer:
         assert await text_of(answer) == "!"
 
-    assert workers["other"].requests[0].resume == Resume(
-        token_ids=(0, 1), emitted_chars=0, emitted_reasoning=3, emitted_arguments=8
+    assert workers["other"].requests[0].resume == (
+        Resume(token_ids=(0, 1), emitted_chars=0, emitted_reasoning=3, emitted_arguments=8),
     )
 
 
@@ -173,6 +178,46 @@ async def test_vectors_are_not_gone_on_with_elsewhere() -> None:
             await text_of(answer)
 
     assert not workers["other"].requests
+
+
+async def test_of_several_choices_each_goes_on_where_it_was_and_none_finishes_twice() -> None:
+    """One had ended when the node was lost: that it has, is said once more by whoever goes on, and not passed on."""
+
+    class Choices(FakeWorker):
+        """Says these chunks, then is lost or ends."""
+
+        def __init__(self, *chunks: Chunk, lost: bool = False) -> None:
+            super().__init__()
+            self.chunks, self.lost = chunks, lost
+
+        @asynccontextmanager
+        async def submit(self, request: Request) -> AsyncIterator[Events]:
+            self.requests.append(request)
+            yield self.events()
+
+        async def events(self) -> AsyncIterator[tuple[Event, ...]]:
+            for chunk in self.chunks:
+                yield (chunk,)
+            if self.lost:
+                raise LinkLost("gone")
+            yield (End(usage=Usage(prompt_tokens=1, completion_tokens=4)),)
+
+    begun = [
+        Chunk(choice=0, text="a", token_ids=(1,)),
+        Chunk(choice=1, text="x", token_ids=(7,)),
+        Chunk(choice=0, text="b", token_ids=(2,), finish=Finish.STOP),
+    ]
+    rest = [Chunk(choice=0, text="", finish=Finish.STOP), Chunk(choice=1, text="y", token_ids=(8,), finish=Finish.LENGTH)]
+    workers = {"entry": Choices(*begun, lost=True), "other": Choices(*rest)}
+    asked = msgspec.structs.replace(ASK, n=2)
+    async with dispatcher(dict(workers)).submit(asked) as answer:
+        events = [event async for batch in answer.events for event in batch]
+
+    assert events[:-1] == [*begun, rest[1]]
+    assert workers["other"].requests[0].resume == (
+        Resume(token_ids=(1, 2), emitted_chars=2),
+        Resume(token_ids=(7,), emitted_chars=1),
+    )
 
 
 async def test_where_no_further_node_can_go_on_the_failure_is_the_one_that_was_seen() -> None:
@@ -357,7 +402,6 @@ async def test_a_request_can_be_explained_before_it_is_sent() -> None:
     both = dispatcher({"a": FakeWorker(), "b": FakeWorker()})
     explanation = both.explain(ASK)
 
-    assert explanation
     assert sorted(row.node_name for row in explanation.candidates) == ["a", "b"]
     assert [row.verdict.split(":")[0] for row in explanation.candidates if row.chosen] == ["chosen"]
     with pytest.raises(ModelNotFound):
@@ -426,3 +470,262 @@ async def test_what_was_given_back_may_stay_where_it_was_and_is_no_failure() -> 
     assert text == "fine"
     assert given_back == [0, 1, 2]
     assert answer.reason == "only-holder"
+
+
+class Frozen(FakeWorker):
+    """Says `before` words, then nothing for ever; or for `slow` seconds only that it is at it, and then the rest."""
+
+    def __init__(self, *, before: int = -1, slow: float = 0.0) -> None:
+        super().__init__()
+        self.before = before
+        self.slow = slow
+
+    @asynccontextmanager
+    async def submit(self, request: Request) -> AsyncIterator[Events]:
+        async with super().submit(request) as events:
+            yield _Freezing(events, self.before, self.slow)
+
+
+class _Freezing:
+    def __init__(self, events: Events, before: int, slow: float) -> None:
+        self._events = events
+        self._left = before + 1
+        self._slow = slow
+
+    def __aiter__(self) -> "_Freezing":
+        return self
+
+    async def __anext__(self) -> tuple[Event, ...]:
+        if self._left:
+            self._left -= 1
+            return await anext(self._events)
+        if not self._slow:
+            await trio.sleep_forever()
+        await trio.sleep(1)
+        self._slow -= 1
+        if not self._slow:
+            self._left = 100
+        return (Progress(phase=Phase.PREFILL, done=1, total=9),)
+
+
+def asked_first(workers: Mapping[str, FakeWorker]) -> Dispatcher:
+    """Over peers that hold the same model, of which the first one is always asked first: the others are occupied."""
+    holders = [fake_member(name, "m", active=30 * place) for place, name in enumerate(workers)]
+    return dispatcher(workers, members=lambda: (fake_member("entry"), *holders))
+
+
+@pytest.mark.parametrize("before", [-1, 0, 1, 4], ids=["no sign", "no word", "one word", "four words"])
+async def test_a_frozen_peer_costs_three_seconds_and_somebody_else_goes_on(autojump_clock: MockClock, before: int) -> None:
+    workers = {"frozen": Frozen(before=before), "other": FakeWorker()}
+    both, start = asked_first(workers), trio.current_time()
+    async with both.submit(ASK) as answer:
+        text = await text_of(answer)
+
+    assert text == "Hello from a fake worker."
+    assert (answer.node, answer.resumed) == ("other", int(before > 0))
+    assert 3 <= trio.current_time() - start < 3.5
+    assert workers["frozen"].cancelled == 1
+
+
+async def test_who_was_silent_once_is_left_in_peace_and_then_tried_again(autojump_clock: MockClock) -> None:
+    workers = {"frozen": Frozen(), "other": FakeWorker()}
+    both = asked_first(workers)
+    for _ in range(5):
+        async with both.submit(ASK) as answer:
+            await text_of(answer)
+    asked = len(workers["frozen"].requests)
+    await trio.sleep(FIRST_S)
+    async with both.submit(ASK) as answer:
+        await text_of(answer)
+
+    assert asked == 1
+    assert len(workers["frozen"].requests) == 2
+
+
+@pytest.mark.parametrize("before", [-1, 2], ids=["before the first word", "in the middle"])
+async def test_who_says_that_he_is_at_it_is_waited_for_however_long_it_takes(autojump_clock: MockClock, before: int) -> None:
+    workers = {"slow": Frozen(before=before, slow=600.0), "other": FakeWorker()}
+    async with asked_first(workers).submit(ASK) as answer:
+        assert await text_of(answer) == "Hello from a fake worker."
+
+    assert (answer.node, answer.resumed) == ("slow", 0)
+    assert not workers["other"].requests
+
+
+async def test_the_silent_one_is_given_up_however_the_wait_is_sliced(autojump_clock: MockClock) -> None:
+    workers = {"frozen": Frozen(before=0), "other": FakeWorker()}
+    start = trio.current_time()
+    async with asked_first(workers).submit(ASK) as answer:
+        assert await collect_impatiently(answer, 2) == "Hello from a fake worker."
+
+    assert trio.current_time() - start < 5
+
+
+async def test_a_client_that_does_not_read_is_no_silence_of_the_node(autojump_clock: MockClock) -> None:
+    workers = {"a": FakeWorker(), "other": FakeWorker()}
+    async with asked_first(workers).submit(ASK) as answer:
+        with trio.move_on_after(0):
+            await anext(answer.events)
+        await trio.sleep(60)
+        await text_of(answer)
+
+    assert answer.node == "a"
+
+
+async def test_where_nobody_else_can_the_silent_one_is_waited_for(autojump_clock: MockClock) -> None:
+    lone = {"silent": Frozen()}
+    with trio.move_on_after(600) as scope:
+        async with dispatcher(lone).submit(ASK) as answer:
+            await text_of(answer)
+    begun = {"silent": Frozen(before=1), "other": FakeWorker()}
+    with trio.move_on_after(600) as middle:
+        async with asked_first(begun).submit(msgspec.structs.replace(ASK, inputs=("a",), messages=())) as answer:
+            await text_of(answer)
+
+    assert scope.cancelled_caught
+    assert middle.cancelled_caught
+    assert not begun["other"].requests
+
+
+async def test_a_peer_hears_that_our_own_worker_is_stuck(autojump_clock: MockClock) -> None:
+    here = told(fake_member("a", "m"))
+    serving = dispatcher({"a": Frozen()}, me="a", members=lambda: (here,))
+    start = trio.current_time()
+    with pytest.raises(WorkerFailed, match="said nothing"):
+        async with serving.serve(ASK, fake_member("entry").id) as events:
+            await anext(events)
+
+    assert trio.current_time() - start == pytest.approx(WORKER_S)
+
+
+def test_a_worker_may_be_silent_for_as_long_as_its_slowest_step_may_take() -> None:
+    here = told(fake_member("a", "m"))
+    asking = ask_of(ASK, ModelDigest(b""), usual_output=100)
+    candidate = route("m", (here,), me=here.id).candidates[0]
+    assert candidate.load
+    slow = msgspec.structs.replace(candidate, load=msgspec.structs.replace(candidate.load, prefill_per_s=2.0))
+    bridge = msgspec.structs.replace(candidate, origin="elsewhere")
+
+    assert silence_s(candidate, asking) == WORKER_S
+    assert silence_s(slow, asking) > 3 * 128 / 2.0
+    assert silence_s(slow, msgspec.structs.replace(asking, prompt_tokens=1000.0)) > 3 * 1000 / 2.0
+    assert silence_s(bridge, asking) == math.inf
+    assert silence_s(msgspec.structs.replace(candidate, load=None), asking) == UNMEASURED_S
+
+
+class Doors(FakeWorker):
+    """Waits wherever a backend may wait, and counts what it began and what it ended."""
+
+    def __init__(self, failure: Callable[[], MeshnodeError] | None = None, after: int | None = None) -> None:
+        super().__init__(("one", " two", " three"), failure=failure, fail_after=after)
+        self.open = 0
+
+    @asynccontextmanager
+    async def submit(self, request: Request) -> AsyncIterator[Events]:
+        await trio.lowlevel.checkpoint()
+        self.open += 1
+        try:
+            async with super().submit(request) as events:
+                await trio.lowlevel.checkpoint()
+                yield events
+                await trio.lowlevel.checkpoint()
+        finally:
+            self.open -= 1
+
+
+class CutAt(trio.abc.Instrument):
+    """Cancels `scope` as `task` waits for the `at`th time."""
+
+    def __init__(self, task: trio.lowlevel.Task, scope: trio.CancelScope, at: int) -> None:
+        self._task = task
+        self._scope = scope
+        self._left = at
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self._left -= 1
+            if not self._left:
+                self._scope.cancel()
+
+
+async def is_over_before(at: int, *, me: str, after: int, served: bool) -> bool:
+    """Run a request of two attempts, cut at its `at`th await, and see that nothing is left; whether it was over before."""
+    workers = {"first": Doors(lambda: LinkLost("gone"), after), "second": Doors()}
+    holders = [fake_member(name, "m", active=30 * place) for place, name in enumerate(workers)]
+    everyone = (*holders, *([] if me in workers else [fake_member(me)]))
+    both = dispatcher(workers, me=me, members=lambda: everyone)
+    with trio.CancelScope() as scope:
+        cut = CutAt(trio.lowlevel.current_task(), scope, at)
+        trio.lowlevel.add_instrument(cut)
+        try:
+            if served:
+                async with both.serve(ASK, fake_member("asker").id) as events:
+                    assert [batch async for batch in events]
+            else:
+                async with both.submit(ASK) as answer:
+                    assert await text_of(answer) == "one two three"
+        except LinkLost:
+            assert served
+        finally:
+            trio.lowlevel.remove_instrument(cut)
+    assert len(both.router.known.bookings) == 0
+    assert [worker.open for worker in workers.values()] == [0, 0]
+    assert sum(len(worker.requests) for worker in workers.values()) == sum(
+        worker.finished + worker.cancelled for worker in workers.values()
+    )
+    return not scope.cancel_called
+
+
+@pytest.mark.parametrize(
+    ("me", "served"), [("entry", False), ("first", False), ("first", True)], ids=["far", "here", "for a peer"]
+)
+@pytest.mark.parametrize("after", [0, 2], ids=["moved before the first word", "moved after it"])
+async def test_a_request_cut_at_any_await_leaves_nothing_behind(me: str, served: bool, after: int) -> None:
+    at = 1
+    while not await is_over_before(at, me=me, after=after, served=served):
+        at += 1
+
+    assert at > 4 if served else at > 8
+
+
+@pytest.mark.parametrize("after", [0, 3], ids=["before the first word", "in the middle"])
+async def test_a_node_that_drains_hands_over_and_that_is_no_failure(after: int) -> None:
+    workers = {"leaving": failing(lambda: Draining("leaving"), after=after), "other": FakeWorker()}
+    both = asked_first(workers)
+    before = both.router.budget._left
+    for _ in range(6):
+        async with both.submit(ASK) as answer:
+            assert await text_of(answer) == "Hello from a fake worker."
+            assert answer.node == "other"
+
+    assert len(workers["leaving"].requests) == 6, "no breaker bars it"
+    assert both.router.budget._left >= before - 0.01
+
+
+async def test_an_answer_outlives_the_restart_of_every_node_and_may_come_back_to_the_first() -> None:
+    """Three nodes hand it over in turn; two more than may be asked when they fail."""
+
+    class Leaving(FakeWorker):
+        """Says one more word each time, and leaves."""
+
+        @asynccontextmanager
+        async def submit(self, request: Request) -> AsyncIterator[Events]:
+            said = len(request.resume[0].token_ids) if request.resume else 0
+            self.fail_after, self.failure = said + 1, lambda: Draining("leaving")
+            async with super().submit(request) as events:
+                yield events
+
+    workers = {name: Leaving() for name in "abc"}
+    async with dispatcher(workers).submit(ASK) as answer:
+        assert await text_of(answer) == "Hello from a fake worker."
+
+    assert answer.resumed == 5
+
+
+async def test_nodes_that_all_drain_are_not_asked_for_ever() -> None:
+    workers = {name: failing(lambda: Draining("leaving")) for name in "ab"}
+    with pytest.raises(ModelUnavailable):
+        async with dispatcher(workers).submit(ASK) as answer:
+            await text_of(answer)
+
+    assert sum(len(worker.requests) for worker in workers.values()) <= MAX_MOVES + MAX_ATTEMPTS

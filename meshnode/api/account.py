@@ -17,6 +17,8 @@ from meshnode.backend import Events
 from meshnode.errors import MeshnodeError, Unauthorized
 from meshnode.gossip.member import Member
 from meshnode.inference import Chunk, End, Event, Phase, Progress, Usage
+from meshnode.remote import Remote
+from meshnode.routing.scope import Scope
 from meshnode.routing.table import Listing
 from meshnode.wire.messages import ModelState
 
@@ -38,13 +40,13 @@ class Account:
         return self._node.name
 
     @asynccontextmanager
-    async def submit(self, request: inference.Request) -> AsyncIterator[Answer]:
+    async def submit(self, request: inference.Request, scope: Scope = Scope.ANY) -> AsyncIterator[Answer]:
         """As the node's. Raises Unauthorized for a grammar of somebody without a key: security rule 15."""
         if request.response_format.kind == "grammar" and not self._caller.id:
             raise Unauthorized("`grammar` needs an API key.", hint="Make one with: meshnode key new", param="grammar")
         began = trio.current_time()
         request = msgspec.structs.replace(request, caller=self._caller.id, trace=self._trace)
-        async with self._node.submit(request) as answer:
+        async with self._node.submit(request, scope) as answer:
             counted = _Counted(answer)
             try:
                 yield counted
@@ -63,8 +65,8 @@ class Account:
             per_token = (counted.last_at - counted.first_at) / more if more > 0 else None
             self._metrics.timed(counted.model, first_s=counted.first_at - began, per_token_s=per_token)
 
-    def models(self) -> tuple[Listing, ...]:
-        return self._node.models()
+    def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]:
+        return self._node.models(scope)
 
     def members(self) -> tuple[Member, ...]:
         return self._node.members()
@@ -77,6 +79,18 @@ class Account:
 
     async def join(self, peer: str | None) -> msgspec.Struct:
         return await self._node.join(peer)
+
+    def drain(self, on: bool, *, hand_over: bool = False) -> msgspec.Struct:
+        return self._node.drain(on, hand_over=hand_over)
+
+    def explain(self, request: inference.Request, *, prompt_tokens: int | None) -> msgspec.Struct:
+        return self._node.explain(request, prompt_tokens=prompt_tokens)
+
+    async def add_remote(self, remote: Remote) -> msgspec.Struct:
+        return await self._node.add_remote(remote)
+
+    async def remove_remote(self, name: str) -> msgspec.Struct:
+        return await self._node.remove_remote(name)
 
     def ready(self) -> str:
         return self._node.ready()

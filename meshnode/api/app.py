@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
-from meshnode.api import auth, handlers, key_endpoints, token_endpoints
+from meshnode.api import administration, auth, handlers, key_endpoints, token_endpoints
 from meshnode.api import ollama_endpoints as ollama
 from meshnode.api.account import Account
 from meshnode.api.dialect import Dialect, dialect_of
@@ -20,6 +20,7 @@ from meshnode.api.failure import WrongMethod, failure
 from meshnode.api.http import Headers, Request, Response, header_text
 from meshnode.api.metrics import Metrics
 from meshnode.api.quota import Quota
+from meshnode.api.scoped import Scoped, scope_of
 from meshnode.api.trace import continued, trace_id
 from meshnode.errors import InternalError, MeshnodeError, NotFound
 from meshnode.inference import Usage
@@ -77,6 +78,10 @@ ROUTES = (
     Route("GET", "/metrics", handlers.metrics, here=True),
     Route("GET", "/mesh/v1/status", handlers.status, admin=True),
     Route("POST", "/mesh/v1/join", handlers.join, admin=True),
+    Route("POST", "/mesh/v1/remotes", handlers.add_remote, admin=True),
+    Route("DELETE", "/mesh/v1/remotes/{id}", handlers.remove_remote, admin=True),
+    Route("POST", "/mesh/v1/drain", administration.drain, admin=True),
+    Route("POST", "/mesh/v1/explain", administration.explain, admin=True),
     Route("GET", "/mesh/v1/keys", key_endpoints.listed, admin=True),
     Route("POST", "/mesh/v1/keys", key_endpoints.new, admin=True),
     Route("DELETE", "/mesh/v1/keys/{id}", key_endpoints.revoke, admin=True),
@@ -182,15 +187,16 @@ class App:
             auth.check_here(request)
         elif caller.key and route.method == "POST":
             self._quota.admit(caller.key, now=time.monotonic())
-        async with route.handler(replace(exchange, rest=rest, node=self._account(caller, exchange.trace))) as response:
+        node = self._account(Scoped(self._node, scope_of(request)), caller, exchange.trace)
+        async with route.handler(replace(exchange, rest=rest, node=node)) as response:
             yield response
 
-    def _account(self, caller: auth.Caller, trace: str) -> Account:
+    def _account(self, node: Node, caller: auth.Caller, trace: str) -> Account:
         def charge(usage: Usage) -> None:
             if caller.key:
                 self._quota.charge(caller.key, usage.prompt_tokens + usage.completion_tokens, now=time.monotonic())
 
-        return Account(self._node, caller, on_usage=charge, metrics=self._metrics, trace=trace)
+        return Account(node, caller, on_usage=charge, metrics=self._metrics, trace=trace)
 
     def _headers(self, own: Headers, request_id: str, began: float, dialect: Dialect) -> Headers:
         """What every answer carries; a handler's own headers win."""

@@ -14,6 +14,8 @@ from meshnode.api.metrics import Metrics
 from meshnode.backend import Events
 from meshnode.gossip.member import Member
 from meshnode.keys import KeyRing
+from meshnode.remote import Remote
+from meshnode.routing.scope import Scope
 from meshnode.routing.table import Listing
 from meshnode.wire.messages import ModelState
 
@@ -45,15 +47,15 @@ class Node(Protocol):
     @property
     def name(self) -> str: ...
 
-    def submit(self, request: inference.Request) -> AbstractAsyncContextManager[Answer]:
-        """Answer it somewhere in the mesh; `request.model` is what the client typed, `caller` the id of its key if it has one.
+    def submit(self, request: inference.Request, scope: Scope = Scope.ANY) -> AbstractAsyncContextManager[Answer]:
+        """Answer it somewhere within `scope`; `request.model` is what the client typed, `caller` the id of its key if it has one.
         Raises MeshnodeError.
 
         Leaving the block cancels the work.
         """
         ...
 
-    def models(self) -> tuple[Listing, ...]: ...
+    def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]: ...
 
     def members(self) -> tuple[Member, ...]: ...
 
@@ -70,6 +72,28 @@ class Node(Protocol):
 
         Returns which mesh and which node that is now, to be shown as JSON.
         """
+        ...
+
+    async def add_remote(self, remote: Remote) -> msgspec.Struct:
+        """Try a remote service and, if it can be used, keep and offer it. Raises MeshnodeError.
+
+        Returns what there is to say about it, to be shown as JSON.
+        """
+        ...
+
+    async def remove_remote(self, name: str) -> msgspec.Struct:
+        """Offer it no longer, and forget its secrets. Raises MeshnodeError."""
+        ...
+
+    def drain(self, on: bool, *, hand_over: bool = False) -> msgspec.Struct:
+        """Take nothing new, or take requests again. `hand_over`: what runs for peers goes on elsewhere at once.
+
+        Returns what still runs, to be shown as JSON.
+        """
+        ...
+
+    def explain(self, request: inference.Request, *, prompt_tokens: int | None) -> msgspec.Struct:
+        """Every node that could serve the request now, with its estimate, to be shown as JSON. Raises as `submit`."""
         ...
 
     def ready(self) -> str:

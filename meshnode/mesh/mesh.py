@@ -158,9 +158,9 @@ class Mesh:
         self._engine.move(listen, networks, now=trio.current_time())
         self._touch()
 
-    def drain(self) -> None:
-        """We take nothing new: others route nothing to us from when they hear it."""
-        self._engine.drain(True, now=trio.current_time())
+    def drain(self, draining: bool = True) -> None:
+        """Whether we take nothing new: others route nothing to us from when they hear it."""
+        self._engine.drain(draining, now=trio.current_time())
         self._touch()
 
     def contacts(self) -> dict[NodeId, tuple[str, ...]]:

@@ -21,8 +21,8 @@ Serve = Callable[[Request, NodeId], AbstractAsyncContextManager[Events]]
 
 BODY_S = 30.0
 """For the whole request to arrive."""
-QUIET_S = 5.0
-"""Before the first chunk the peer hears from us at least so often, so that it can tell busy from dead."""
+QUIET_S = 1.0
+"""The peer hears of each of its streams at least so often, so that it can tell busy from dead."""
 READ_S = 20.0
 """A reader that takes nothing for so long loses its stream, and the slot behind it is free again."""
 _PIECE_CHARS = 2048
@@ -81,8 +81,10 @@ class Served:
         self._body = bytearray()
         self._complete = trio.Event()
         self._credited = trio.Event()
-        self._begun = trio.Event()
-        """The first chunk is out, or there will be none."""
+        self._over = trio.Event()
+        """There will be nothing more."""
+        self._spoke = False
+        """Something was sent since `reassure` looked last."""
         self._ended = False
         self._told = Progress(phase=Phase.QUEUED)
         self._scope = trio.CancelScope()
@@ -125,7 +127,7 @@ class Served:
             except Exception:
                 _log.exception("a request of %s failed", short(peer))
                 self._fail(InternalError("the serving node failed; its log says why"))
-        self._begun.set()
+        self._over.set()
 
     async def _answer(self, serve: Serve, peer: NodeId) -> None:
         request = await self._wait_request()
@@ -162,7 +164,7 @@ class Served:
             while not self._out.take(cost):
                 await self._wait_credit()
             self._lanes.data(piece)
-        self._begun.set()
+            self._spoke = True
 
     async def _wait_credit(self) -> None:
         with trio.move_on_after(READ_S) as slow:
@@ -177,12 +179,15 @@ class Served:
             self._lanes.data(StreamError(self.stream, error.code, error.message, error.param, error.retry_after, self._load()))
 
     async def reassure(self) -> None:
-        """Say every 5 s that the request is not forgotten, until the first chunk or the end."""
-        while not self._begun.is_set():
+        """Say after each second without anything else that the request is not forgotten, until the end."""
+        while not self._over.is_set():
+            self._spoke = False
             with trio.move_on_after(QUIET_S):
-                await self._begun.wait()
+                await self._over.wait()
                 return
-            self._tell()
+            if not self._spoke and not self._ended:
+                self._tell()
 
     def _tell(self) -> None:
+        self._spoke = True
         self._lanes.data(StreamProgress(self.stream, self._told.phase, self._told.done, self._told.total))

@@ -1,6 +1,7 @@
 """Whether a model of a peer may be asked at all, after what our attempts there came to (pure).
 
-    closed --3 failures in a row, or half of at least 5 in 30 s--> open --5 s, doubled each time up to 60 s--> half-open
+    closed --3 failures in a row, half of at least 5 in 30 s, or one silence--> open
+    open --5 s, doubled each time up to 60 s--> half-open
     half-open --the one attempt that it allows served--> closed; failed--> open; busy or given up--> half-open, for another
 
 A node that is busy or refuses for a reason of its own is not broken: such answers are states, and count as neither. A node that
@@ -26,7 +27,9 @@ class Outcome(StrEnum):
     SERVED = "served"
     """It brought a first token."""
     FAILED = "failed"
-    """The connection, the node or its worker broke, or it kept silent."""
+    """The connection, the node or its worker broke."""
+    SILENT = "silent"
+    """It said nothing for so long that it must be stuck. To ask it again costs as long each time, so one is enough."""
     BUSY = "busy"
     """It refused for now, by what it has to do or is loading."""
     GIVEN_UP = "given up"
@@ -84,9 +87,9 @@ class Breaker:
                     self._opened = 0
                     self._seen.clear()
                 self._seen.append((now, True))
-            case Outcome.FAILED:
+            case Outcome.FAILED | Outcome.SILENT:
                 self._seen.append((now, False))
-                if probe or self._is_bad(now):
+                if probe or outcome is Outcome.SILENT or self._is_bad(now):
                     self._open(now)
             case Outcome.BUSY | Outcome.GIVEN_UP:
                 pass

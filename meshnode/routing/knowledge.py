@@ -55,7 +55,7 @@ class Knowledge:
     def end(self, holder: Holder, outcome: Outcome, now: float) -> None:
         """Of an attempt. One that broke may have lost its cache."""
         breaker = self._breakers.get(holder)
-        if outcome is Outcome.FAILED:
+        if outcome in {Outcome.FAILED, Outcome.SILENT}:
             self.prefixes.forget(holder)
             if breaker is None:
                 self._make_room(now)

@@ -279,7 +279,7 @@ class Body(msgspec.Struct, frozen=True, array_like=True, tag=17):
 
 
 class StreamProgress(msgspec.Struct, frozen=True, array_like=True, tag=18):
-    """No token yet, and why; at least every 5 s until the first CHUNK."""
+    """Still at it, and what it waits for; after each second in which the server sent nothing else of the stream."""
 
     stream: Count
     phase: Phase

@@ -18,8 +18,12 @@ from meshnode.backend import Backend
 from meshnode.dispatch import Dispatcher
 from meshnode.gossip.member import Member
 from meshnode.inference import Request
+from meshnode.remote import Remote
+from meshnode.routing.explain import Explanation
+from meshnode.routing.scope import Scope
 from meshnode.routing.table import Listing, listings
-from meshnode.testing import FakeWorker, fake_member
+from meshnode.status import Drained
+from meshnode.testing import fake_member
 from meshnode.wire.messages import ModelState
 
 SECRET = "open-sesame"
@@ -41,27 +45,29 @@ class FakeNode:
     name = "entry"
 
     def __init__(self, workers: Mapping[str, Backend], *, why_not: str = "", model: str = "m") -> None:
-        self._members = (fake_member(self.name), *(fake_member(name, model) for name in workers))
+        self.everyone = (fake_member(self.name), *(fake_member(name, model) for name in workers))
         self.why_not = why_not
+        self.remotes: list[Remote] = []
+        self.drained: list[tuple[bool, bool]] = []
         self._dispatcher = Dispatcher(
-            me=self._members[0].id,
+            me=self.everyone[0].id,
             members=self.members,
             backend_of=lambda candidate: workers[candidate.node_name],
             on_change=lambda: None,
             rng=random.Random(1),
         )
 
-    def submit(self, request: Request) -> AbstractAsyncContextManager[Answer]:
-        return self._dispatcher.submit(request)
+    def submit(self, request: Request, scope: Scope = Scope.ANY) -> AbstractAsyncContextManager[Answer]:
+        return self._dispatcher.submit(request, scope)
 
-    def models(self) -> tuple[Listing, ...]:
-        return listings(self._members)
+    def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]:
+        return listings(self.everyone, me=self.everyone[0].id, scope=scope)
 
     def members(self) -> tuple[Member, ...]:
-        return self._members
+        return self.everyone
 
     def load(self) -> tuple[ModelState, ...]:
-        return self._members[-1].load
+        return self.everyone[-1].load
 
     def report(self) -> Report:
         return Report()
@@ -69,11 +75,25 @@ class FakeNode:
     async def join(self, peer: str | None) -> Joined:
         return Joined(peer=peer)
 
+    async def add_remote(self, remote: Remote) -> Joined:
+        self.remotes.append(remote)
+        return Joined(peer=remote.name)
+
+    async def remove_remote(self, name: str) -> Joined:
+        return Joined(peer=name)
+
+    def drain(self, on: bool, *, hand_over: bool = False) -> Drained:
+        self.drained.append((on, hand_over))
+        return Drained(draining=on, running=len(self.drained))
+
+    def explain(self, request: Request, *, prompt_tokens: int | None) -> Explanation:
+        return self._dispatcher.explain(request, prompt_tokens=prompt_tokens)
+
     def ready(self) -> str:
         return self.why_not
 
 
-def app_of(worker: FakeWorker) -> App:
+def app_of(worker: Backend) -> App:
     return App(FakeNode({"holder": worker}), admin_secret=SECRET, hosts=frozenset({"box.example"}))
 
 

@@ -359,3 +359,39 @@ async def test_a_bug_behind_an_endpoint_is_500_or_an_error_event_without_its_wor
     assert b'"code":"internal_error"' in streamed[1]
     assert b"[DONE]" not in streamed[1]
     assert b"a bug" not in whole[1] + streamed[1]
+
+
+def administrator(path: bytes, body: bytes) -> bytes:
+    lines = [b"POST %b HTTP/1.1" % path, b"Host: localhost", b"Connection: close", b"Authorization: Bearer " + SECRET.encode()]
+    return b"\r\n".join([*lines, b"Content-Type: application/json", b"Content-Length: %d" % len(body)]) + b"\r\n\r\n" + body
+
+
+async def test_an_administrator_drains_the_node_and_takes_that_back() -> None:
+    node = FakeNode({"holder": FakeWorker()})
+    app = App(node, admin_secret=SECRET, hosts=frozenset())
+    bodies = [
+        (await ask(app, administrator(b"/mesh/v1/drain", body)))[1] for body in (b"{}", b'{"on":false}', b'{"hand_over":true}')
+    ]
+    head, _ = await ask(app, administrator(b"/mesh/v1/drain", b'{"off":true}'))
+    refused, _ = await ask(app, administrator(b"/mesh/v1/drain", b"{}").replace(SECRET.encode(), b"else"))
+
+    assert node.drained == [(True, False), (False, False), (True, True)]
+    assert json.loads(bodies[1]) == {"draining": False, "running": 2}
+    assert head.startswith("HTTP/1.1 400")
+    assert refused.startswith("HTTP/1.1 401")
+
+
+async def test_an_administrator_asks_where_a_request_would_go() -> None:
+    app = App(FakeNode({"a": FakeWorker(), "b": FakeWorker()}), admin_secret=SECRET, hosts=frozenset())
+    _, body = await ask(app, administrator(b"/mesh/v1/explain", b'{"model":"m","prompt_tokens":5000}'))
+    shown = json.loads(body)
+    heads = [
+        (await ask(app, administrator(b"/mesh/v1/explain", wrong)))[0].split()[1]
+        for wrong in (b'{"model":"x"}', b'{"model":"m","prompt_tokens":0}', b"{}")
+    ]
+
+    assert shown["prompt_tokens"] == 5000
+    assert sorted(row["node_name"] for row in shown["candidates"]) == ["a", "b"]
+    assert [row["estimate"]["prefill"] for row in shown["candidates"]] == [10.0, 10.0]
+    assert sum(row["chosen"] for row in shown["candidates"]) == 1
+    assert heads == ["404", "400", "400"]

@@ -163,6 +163,9 @@ GOOD: list[tuple[str, str, object, Mapping[str, str]]] = [
     ("GET", "/metrics", None, {}),
     ("GET", "/mesh/v1/status", None, ADMIN),
     ("POST", "/mesh/v1/join", {"peer": "box"}, ADMIN),
+    ("POST", "/mesh/v1/drain", {"on": True, "hand_over": False}, ADMIN),
+    ("POST", "/mesh/v1/explain", {"model": "m", "max_tokens": 5}, ADMIN),
+    ("POST", "/mesh/v1/remotes", {"kind": "router", "name": "box", "url": "http://127.0.0.1:1"}, ADMIN),
     ("GET", "/mesh/v1/keys", None, ADMIN),
     ("POST", "/mesh/v1/keys", {"scope": "admin", "tokens_per_minute": 5}, ADMIN),
 ]

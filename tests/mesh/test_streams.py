@@ -292,7 +292,7 @@ async def test_nothing_about_a_request_for_16_seconds_is_a_lost_link(autojump_cl
         assert session.is_up
 
 
-async def test_a_slow_server_says_every_five_seconds_that_it_is_at_it(autojump_clock: Clock) -> None:
+async def test_a_slow_server_says_every_second_that_it_is_at_it(autojump_clock: Clock) -> None:
     worker = FakeWorker(["late"], delay=60)
     async with session_pair(worker) as (asker, _):
         events = await ask(asker)
@@ -576,3 +576,40 @@ async def test_tokens_of_one_step_travel_in_one_message() -> None:
             peer.got.clear()
 
     assert messages <= 10
+
+
+class CutAt(trio.abc.Instrument):
+    """Cancels `scope` as `task` waits for the `at`th time."""
+
+    def __init__(self, task: trio.lowlevel.Task, scope: trio.CancelScope, at: int) -> None:
+        self._task = task
+        self._scope = scope
+        self._left = at
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self._left -= 1
+            if not self._left:
+                self._scope.cancel()
+
+
+async def test_a_request_cut_at_any_await_leaves_no_stream_at_either_end(autojump_clock: Clock) -> None:
+    """So small are the steps that each of them is met; the far end's work stops as well."""
+    worker = FakeWorker(delay=0.01)
+    async with session_pair(worker) as (asker, server):
+        at, is_over = 1, False
+        while not is_over:
+            with trio.CancelScope() as scope:
+                cut = CutAt(trio.lowlevel.current_task(), scope, at)
+                trio.lowlevel.add_instrument(cut)
+                try:
+                    assert text_of(await ask(asker)) == "Hello from a fake worker."
+                    is_over = not scope.cancel_called
+                finally:
+                    trio.lowlevel.remove_instrument(cut)
+            await wait_until(lambda: not server._streams._served)
+
+            assert not asker._streams._asked
+            assert len(worker.requests) == worker.finished + worker.cancelled
+            at += 1
+    assert at > 6

@@ -6,6 +6,7 @@ from meshnode.routing.breaker import FIRST_S, LONGEST_S, Breaker, Mode, Outcome
 from meshnode.routing.budget import BURST, RetryBudget
 
 FAILED, SERVED, BUSY, GIVEN_UP = Outcome.FAILED, Outcome.SERVED, Outcome.BUSY, Outcome.GIVEN_UP
+SILENT = Outcome.SILENT
 
 
 def after(*outcomes: Outcome, start: float = 0.0, apart: float = 1.0) -> Breaker:
@@ -27,6 +28,7 @@ def after(*outcomes: Outcome, start: float = 0.0, apart: float = 1.0) -> Breaker
         ((BUSY,) * 20, Mode.CLOSED),
         ((GIVEN_UP,) * 20, Mode.CLOSED),
         ((FAILED, BUSY, FAILED, GIVEN_UP, FAILED), Mode.OPEN),
+        ((SERVED, SERVED, SILENT), Mode.OPEN),
     ],
 )
 def test_failures_open_it_and_what_is_none_does_not(outcomes: tuple[Outcome, ...], mode: Mode) -> None:
