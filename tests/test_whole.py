@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -73,6 +75,35 @@ def test_the_official_client_is_answered_through_a_node_without_a_worker(pair: t
     assert raw.headers["x-meshnode-node"] == "holder"
     assert raw.headers["x-meshnode-reason"] == "only-holder"
     assert raw.headers["x-request-id"]
+
+
+def test_one_search_finds_a_request_in_the_logs_of_both_nodes(pair: tuple[NodeProcess, NodeProcess]) -> None:
+    """Its id, its trace, and whose key it came with; nothing of what was asked, and nothing of the key but its id."""
+    holder, asker = pair
+    text = made_key(asker)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"x-request-id": "find-me", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    client = asker.client().with_options(api_key=text)
+    raw = client.chat.completions.with_raw_response.create(model="demo", messages=QUESTION, extra_headers=headers, max_tokens=5)
+    key = text.split("_")[1]
+
+    def line_of(node: NodeProcess) -> str | None:
+        log = (node.data_dir / "logs" / "meshnode.log").read_text()
+        return next((line for line in log.splitlines() if f"id={raw.headers['x-request-id']}" in line), None)
+
+    for node in (asker, holder):
+        line = wait_until(partial(line_of, node), f"{node.name} logs the request")
+
+        assert f"trace={trace}" in line
+        assert key in line
+        assert text.split("_")[2] not in line
+        assert "capital" not in line
+
+
+def made_key(node: NodeProcess) -> str:
+    """By the command, while the node runs."""
+    command = [sys.executable, "-m", "meshnode", "key", "new", "--data-dir", str(node.data_dir)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_a_stream_through_a_peer_is_the_unstreamed_answer_in_pieces(pair: tuple[NodeProcess, NodeProcess]) -> None:
