@@ -153,6 +153,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """How long the caller will still wait, counted from when the request was sent on."""
     caller: str = ""
     """Entry node and API key id, for fairness only."""
+    trace: str = ""
+    """W3C `traceparent` whose span is the entry node's; empty for a client that traces nothing."""
     hops: int = 0
     """0 at the entry node, 1 at a peer; a request with 1 is never forwarded."""
     worker_deaths: int = 0

@@ -14,6 +14,7 @@ ModelDigest = NewType("ModelDigest", bytes)
 """32 bytes, see `worker/digest.py`; empty for a model without known weights (behind a bridge)."""
 
 _NAME = re.compile(r"[A-Za-z0-9._:/@-]{1,128}", re.ASCII)
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
@@ -31,6 +32,11 @@ def is_model_reference(text: str) -> bool:
     """Whether `text` may ask for a model: a name, or `name#8hex` for these very weights."""
     name, mark, digits = text.partition("#")
     return is_name(name) and (not mark or re.fullmatch(r"[0-9a-f]{8}", digits) is not None)
+
+
+def is_traceparent(text: str) -> bool:
+    """Whether `text` is a W3C `traceparent` of version 00 (w3.org/TR/trace-context), which is all that we send."""
+    return _TRACEPARENT.fullmatch(text) is not None
 
 
 def printable(text: str, limit: int = 512) -> str:

@@ -25,13 +25,14 @@ from meshnode.address import MESH_PORT, OLLAMA_PORT, Address, parse
 from meshnode.api.app import App
 from meshnode.api.limits import Limits
 from meshnode.api.server import serve
+from meshnode.api.trace import trace_id
 from meshnode.backend import Backend, Events
 from meshnode.bridges.bridge import Bridge
 from meshnode.bridges.registry import Added, Registry, Removed
 from meshnode.config import Settings
 from meshnode.dispatch import Answer, Dispatcher
 from meshnode.draining import Drain
-from meshnode.errors import ConfigurationError, InvalidRequest, ModelNotFound, ModelUnavailable
+from meshnode.errors import ConfigurationError, InvalidRequest, MeshnodeError, ModelNotFound, ModelUnavailable
 from meshnode.gossip.effects import Notify
 from meshnode.gossip.member import Member
 from meshnode.gossip.view import MEMORY, MODEL
@@ -202,8 +203,16 @@ class Node:
     @asynccontextmanager
     async def serve_peer(self, request: Request, peer: NodeId) -> AsyncIterator[Events]:
         """A peer's request. Refused while we drain, so that the peer asks another node."""
-        async with self._drain.serving(self._dispatcher.serve(request, peer)) as events:
-            yield events
+        began, outcome = trio.current_time(), "cut"
+        try:
+            async with self._drain.serving(self._dispatcher.serve(request, peer)) as events:
+                yield events
+            outcome = "served"
+        except MeshnodeError as error:
+            outcome = error.code
+            raise
+        finally:
+            _log_served(request, peer, outcome, trio.current_time() - began)
 
     def drain(self, on: bool, *, hand_over: bool = False) -> status.Drained:
         """Take nothing new from now on, or take requests again; `hand_over`: what runs for peers goes on elsewhere, at once."""
@@ -457,6 +466,13 @@ async def _open_as_ollama(api: Address) -> list[trio.SocketListener]:
 
 def _log_change(change: Notify) -> None:
     log.log(logging.DEBUG if change.what == "changed" else logging.INFO, "%s: %s", change.what, change.text)
+
+
+def _log_served(request: Request, peer: NodeId, outcome: str, took_s: float) -> None:
+    """As the entry node's own line has it, whose `id` and `trace` these are: so one search finds a request on all nodes."""
+    trace = f" trace={trace_id(request.trace)}" if request.trace else ""
+    line = "%s for %s: %s %.0f ms id=%s caller=%s%s"
+    log.info(line, request.model, short(peer), outcome, took_s * 1000, request.id, request.caller, trace)
 
 
 async def _set_at_signal(stopping: trio.Event) -> None:

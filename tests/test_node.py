@@ -12,9 +12,10 @@ from meshnode.config import load
 from meshnode.datadir import DataDir
 from meshnode.errors import ConfigurationError, InvalidRequest, ModelUnavailable
 from meshnode.identity import Token
+from meshnode.inference import Request
 from meshnode.keys import KeyRing, Wanted
 from meshnode.mesh.listen import local_address
-from meshnode.names import ModelDigest
+from meshnode.names import ModelDigest, NodeId
 from meshnode.node import Node
 from meshnode.routing.table import Candidate
 from meshnode.start import Start
@@ -123,3 +124,12 @@ def test_an_api_that_others_reach_takes_a_key_or_a_word(tmp_path: Path, caplog: 
     check(some, api="0.0.0.0:1")
     check(KeyRing(), api="0.0.0.0:1", insecure_api=True)
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+def test_who_serves_a_peer_logs_the_ids_that_the_entry_node_logs(caplog: pytest.LogCaptureFixture) -> None:
+    request = Request(id="req-1", model="m", messages=(), caller="0a0b0c0d/aaaaaaaa", trace=f"00-{'a' * 32}-{'b' * 16}-01")
+    with caplog.at_level("INFO", logger="meshnode.node"):
+        node_module._log_served(request, NodeId(b"p" * 16), "served", 0.25)
+
+    line = f"m for 70707070: served 250 ms id=req-1 caller=0a0b0c0d/aaaaaaaa trace={'a' * 32}"
+    assert caplog.messages == [line]

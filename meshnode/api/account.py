@@ -26,11 +26,14 @@ from meshnode.wire.messages import ModelState
 class Account:
     """A Node for the requests of one caller. `on_usage` hears what each one cost when it is over, however it ended."""
 
-    def __init__(self, node: Node, caller: Caller, *, on_usage: Callable[[Usage], None], metrics: Metrics) -> None:
+    def __init__(
+        self, node: Node, caller: Caller, *, on_usage: Callable[[Usage], None], metrics: Metrics, trace: str = ""
+    ) -> None:
         self._node = node
         self._caller = caller
         self._on_usage = on_usage
         self._metrics = metrics
+        self._trace = trace
 
     @property
     def name(self) -> str:
@@ -42,7 +45,8 @@ class Account:
         if request.response_format.kind == "grammar" and not self._caller.id:
             raise Unauthorized("`grammar` needs an API key.", hint="Make one with: meshnode key new", param="grammar")
         began = trio.current_time()
-        async with self._node.submit(msgspec.structs.replace(request, caller=self._caller.id), scope) as answer:
+        request = msgspec.structs.replace(request, caller=self._caller.id, trace=self._trace)
+        async with self._node.submit(request, scope) as answer:
             counted = _Counted(answer)
             try:
                 yield counted

@@ -4,6 +4,7 @@ A new endpoint is a handler in `handlers.py` and one line in `ROUTES`.
 """
 
 import logging
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +21,7 @@ from meshnode.api.http import Headers, Request, Response, header_text
 from meshnode.api.metrics import Metrics
 from meshnode.api.quota import Quota
 from meshnode.api.scoped import Scoped, scope_of
+from meshnode.api.trace import continued, trace_id
 from meshnode.errors import InternalError, MeshnodeError, NotFound
 from meshnode.inference import Usage
 from meshnode.keys import KeyRing
@@ -121,6 +123,7 @@ class App:
         try:
             async with AsyncExitStack() as work:
                 try:
+                    exchange = self._admitted(exchange)
                     response = await work.enter_async_context(self._route(exchange))
                 except MeshnodeError as error:
                     self._metrics.failed(error.code)
@@ -129,7 +132,9 @@ class App:
                     log.exception("%s: an endpoint failed by a bug; please report it.", exchange.id)
                     self._metrics.failed(InternalError.code)
                     response = failure(InternalError("The node failed to answer; its log says why."), dialect, exchange.shown_id)
-                response = replace(response, headers=self._headers(response.headers, exchange.shown_id, began, dialect))
+                traced = (("traceresponse", exchange.trace),) if exchange.trace else ()
+                own = (*response.headers, *traced)
+                response = replace(response, headers=self._headers(own, exchange.shown_id, began, dialect))
                 yield response
                 sent = "sent"
         finally:
@@ -157,18 +162,24 @@ class App:
             request=request,
             id=f"{theirs}-{fresh[:12]}" if theirs else f"req-{fresh}",
             shown_id=theirs or f"req-{fresh}",
+            trace=continued(request.headers.get("traceparent", ""), span=os.urandom(8)),
             started=self._started,
             keys=self._keys,
             metrics=self._metrics,
         )
 
-    @asynccontextmanager
-    async def _route(self, exchange: Exchange) -> AsyncIterator[Response]:
+    def _admitted(self, exchange: Exchange) -> Exchange:
+        """The exchange, with its caller known. Raises for whoever may ask this node nothing."""
         request = exchange.request
         auth.check_host(request, self._hosts)
         auth.check_origin(request)
         caller = auth.caller_of(request, secret=self._admin_secret, keys=self._keys)
         auth.check_use(request, caller, keyless=self._keyless)
+        return replace(exchange, caller=caller)
+
+    @asynccontextmanager
+    async def _route(self, exchange: Exchange) -> AsyncIterator[Response]:
+        request, caller = exchange.request, exchange.caller
         route, rest = _find(request.method, request.path)
         if route.admin:
             auth.check_admin(request, caller)
@@ -176,16 +187,16 @@ class App:
             auth.check_here(request)
         elif caller.key and route.method == "POST":
             self._quota.admit(caller.key, now=time.monotonic())
-        node = self._account(Scoped(self._node, scope_of(request)), caller)
+        node = self._account(Scoped(self._node, scope_of(request)), caller, exchange.trace)
         async with route.handler(replace(exchange, rest=rest, node=node)) as response:
             yield response
 
-    def _account(self, node: Node, caller: auth.Caller) -> Account:
+    def _account(self, node: Node, caller: auth.Caller, trace: str) -> Account:
         def charge(usage: Usage) -> None:
             if caller.key:
                 self._quota.charge(caller.key, usage.prompt_tokens + usage.completion_tokens, now=time.monotonic())
 
-        return Account(node, caller, on_usage=charge, metrics=self._metrics)
+        return Account(node, caller, on_usage=charge, metrics=self._metrics, trace=trace)
 
     def _headers(self, own: Headers, request_id: str, began: float, dialect: Dialect) -> Headers:
         """What every answer carries; a handler's own headers win."""
@@ -204,7 +215,7 @@ class App:
     def _log(self, exchange: Exchange, response: Response, sent: str, began: float) -> None:
         request = exchange.request
         log.info(
-            "%s %s %d %s %.0f ms id=%s node=%s",
+            "%s %s %d %s %.0f ms id=%s node=%s%s%s",
             printable(request.method, 16),
             printable(request.path, 200),
             response.status,
@@ -212,6 +223,8 @@ class App:
             (time.monotonic() - began) * 1000,
             exchange.id,
             dict(response.headers).get("x-meshnode-node", ""),
+            f" key={exchange.caller.id}" if exchange.caller.id else "",
+            f" trace={trace_id(exchange.trace)}" if exchange.trace else "",
         )
 
 

@@ -27,6 +27,10 @@ class Caller:
     key: Key | None = field(default=None, repr=False)
 
 
+NOBODY = Caller()
+"""Whoever showed nothing."""
+
+
 def check_host(request: Request, hosts: frozenset[str]) -> None:
     """Refuse a Host that is not ours. `hosts` are names and addresses in lower case, without ports."""
     host = request.headers.get("host", "")
@@ -61,7 +65,7 @@ def caller_of(request: Request, *, secret: str, keys: KeyRing) -> Caller:
             if key is None:
                 raise Unauthorized("This API key is wrong or revoked.", hint="`meshnode key list` shows those of this node.")
             return Caller(id=key.id, is_admin=key.scope is Scope.ADMIN, key=key)
-    return Caller()
+    return NOBODY
 
 
 def check_use(request: Request, caller: Caller, *, keyless: bool) -> None:

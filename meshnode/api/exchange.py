@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from meshnode import inference
+from meshnode.api.auth import NOBODY, Caller
 from meshnode.api.http import Headers, Request, Response
 from meshnode.api.metrics import Metrics
 from meshnode.backend import Events
@@ -108,11 +109,14 @@ class Exchange:
     request: Request
     id: str
     shown_id: str
+    trace: str
+    """`traceparent` with our span; empty for a client that traces nothing."""
     started: int
     """Unix time of the node's start."""
     keys: KeyRing
     """For the admin endpoints."""
     metrics: Metrics
+    caller: Caller = NOBODY
     rest: str = ""
     """What the route's `{id}` stands for."""
 

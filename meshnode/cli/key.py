@@ -21,20 +21,22 @@ _PATH = "/mesh/v1/keys"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=["new", "list", "revoke"], help="new: make a key and print it, this once")
-    parser.add_argument("id", nargs="?", metavar="ID", help="revoke: which one, as `meshnode key list` shows it (mk_ID_...)")
-    parser.add_argument("--admin", action="store_true", help="new: a key that may also administer the node, on its own machine")
-    parser.add_argument("--requests-per-minute", type=int, metavar="N", help="new: no more than so many (default: no limit)")
-    parser.add_argument("--tokens-per-minute", type=int, metavar="N", help="new: of prompts and answers (default: no limit)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    add_options(parser, PLACE)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    new = actions.add_parser("new", help="make a key and print it, this once", allow_abbrev=False)
+    new.add_argument("--admin", action="store_true", help="a key that may also administer the node, on its own machine")
+    new.add_argument("--requests-per-minute", type=int, metavar="N", help="no more than so many (default: no limit)")
+    new.add_argument("--tokens-per-minute", type=int, metavar="N", help="of prompts and answers (default: no limit)")
+    listed = actions.add_parser("list", help="show the keys, without their secrets", allow_abbrev=False)
+    revoke = actions.add_parser("revoke", help="make a key good for nothing, at once", allow_abbrev=False)
+    revoke.add_argument("id", metavar="ID", help="of the key, as `meshnode key list` shows it (mk_ID_...)")
+    for action in (new, listed, revoke):
+        action.add_argument("--json", action="store_true", help="print JSON")
+        add_options(action, PLACE)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     path = config.data_dir(vars(arguments), os.environ)
-    if (arguments.action == "revoke") != (arguments.id is not None):
-        raise ConfigurationError("Only `revoke` takes a key's id, and needs one.", hint="See: meshnode key list")
     match arguments.action:
         case "new":
             made = _new(path, _wanted(arguments))

@@ -21,7 +21,7 @@ import msgspec
 
 from meshnode.errors import InvalidRequest, PeerError
 from meshnode.inference import MAX_BIASES, Request, Sampling
-from meshnode.names import is_model_reference, is_name, printable
+from meshnode.names import is_model_reference, is_name, is_traceparent, printable
 from meshnode.wire.messages import (
     PROTOCOL_MAX,
     PROTOCOL_MIN,
@@ -263,6 +263,8 @@ def _request_fault(request: Request) -> str | None:
         return "its id or model is not a name"
     if request.caller != printable(request.caller):
         return "its caller is not plain text"
+    if request.trace and not is_traceparent(request.trace):
+        return "its trace is no traceparent"
     if len(request.messages) > MAX_TURNS or len(sampling.stop) > MAX_TURNS:
         return f"more than {MAX_TURNS} messages or stop strings"
     if len(sampling.logit_bias) > MAX_BIASES:

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 from api.serving import CHAT, CLOSE, SECRET, STREAMED, FakeNode, app_of, get, in_memory, post, read_all, served
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock, lockstep_stream_pair
 
 from meshnode.api import auth
@@ -15,9 +17,11 @@ from meshnode.api.app import App
 from meshnode.api.connection import Connection, Idle
 from meshnode.api.http import Request, Response, header_text
 from meshnode.api.limits import Limits
+from meshnode.api.trace import continued
 from meshnode.errors import LinkLost, MeshnodeError, Unauthorized, WorkerFailed
 from meshnode.inference import Chunk
 from meshnode.keys import KeyRing
+from meshnode.names import is_traceparent
 from meshnode.testing import FakeWorker
 
 
@@ -252,6 +256,47 @@ async def test_two_requests_with_one_id_are_two_in_the_mesh() -> None:
         await ask(app, post(CHAT, CLOSE, b"X-Request-Id: same"))
 
     assert worker.requests[0].id != worker.requests[1].id
+
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@given(st.text() | st.from_regex(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", fullmatch=True))
+def test_a_trace_is_continued_as_version_00_or_there_is_none(header: str) -> None:
+    ours = continued(header, span=b"12345678")
+
+    assert not ours or (is_traceparent(ours) and ours[3:35] == header.strip()[3:35])
+
+
+@pytest.mark.parametrize(
+    ("header", "flags"),
+    [
+        (f"00-{TRACE}-{SPAN}-01", "01"),
+        (f"00-{TRACE}-{SPAN}-00", "00"),
+        (f"00-{TRACE}-{SPAN}-ff", "01"),
+        (f"01-{TRACE}-{SPAN}-01-new", "01"),
+        (f"00-{TRACE}-{SPAN}-01-new", None),
+        (f"ff-{TRACE}-{SPAN}-01", None),
+        (f"00-{'0' * 32}-{SPAN}-01", None),
+        (f"00-{TRACE}-{'0' * 16}-01", None),
+        (f"00-{TRACE.upper()}-{SPAN}-01", None),
+        ("", None),
+    ],
+)
+async def test_a_clients_trace_goes_on_in_the_request_the_answer_and_the_log(
+    header: str, flags: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = FakeWorker()
+    with caplog.at_level(logging.INFO, logger="meshnode.api"):
+        head, _ = await ask(app_of(worker), post(CHAT, CLOSE, f"traceparent: {header}".encode()))
+    sent = worker.requests[0].trace
+
+    assert bool(sent) == (flags is not None)
+    assert (f"traceresponse: {sent}" in head) == bool(sent)
+    assert (f"trace={TRACE}" in caplog.text) == bool(sent)
+    if sent:
+        assert (sent[3:35], sent[-2:]) == (TRACE, flags)
+        assert SPAN not in sent
 
 
 def test_what_a_peer_says_of_itself_cannot_break_a_header() -> None:

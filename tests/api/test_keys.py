@@ -1,6 +1,7 @@
 """Who may ask what: with and without a key, from this machine and from elsewhere, in each dialect."""
 
 import json
+import logging
 
 import pytest
 import trio
@@ -105,6 +106,16 @@ async def test_a_wrong_or_revoked_key_is_refused_also_where_none_is_needed(peer:
         assert status == 401
         assert b"wrong or revoked" in body
         assert shown.encode() not in body or shown == "mk_"
+
+
+async def test_the_log_names_the_key_by_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    text = world.key()
+    with caplog.at_level(logging.INFO, logger="meshnode"):
+        await world.ask(post(CHAT, CLOSE, bearer(text)))
+
+    assert f" key={text.split('_')[1]}" in caplog.text
+    assert text.split("_")[2] not in caplog.text
 
 
 async def test_an_api_opened_on_purpose_takes_anybody_but_no_admin() -> None:

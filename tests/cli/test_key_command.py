@@ -30,7 +30,7 @@ def test_without_a_node_the_command_works_on_the_data_directory(path: Path, caps
     assert f"{key.id}  admin" in (listed := capsys.readouterr().out)
     assert "5000 tokens/min" in listed
     assert text not in listed
-    assert main(["key", "revoke", key.id, *place]) == 0
+    assert main(["key", "revoke", *place, key.id]) == 0
     assert main(["key", "revoke", key.id, *place]) == 2
     assert "meshnode key list" in capsys.readouterr().err
 

@@ -304,6 +304,8 @@ def test_any_body_is_a_request_or_invalid(raw: bytes) -> None:
         {"model": "a b"},
         {"id": "x\r\ny"},
         {"caller": "\x1b]"},
+        {"trace": f"00-{'0' * 32}-{'1' * 16}-01"},
+        {"trace": f"00-{'A' * 32}-{'1' * 16}-01"},
         {"hops": -1},
         {"deadline_ms": -5},
         {"sampling": Sampling(temperature=math.nan)},
