@@ -14,6 +14,7 @@ from meshnode.backend import Backend, Events
 from meshnode.dispatch import MAX_ATTEMPTS, MAX_MOVES, Answer, Dispatcher
 from meshnode.errors import (
     Busy,
+    DeadlineExceeded,
     Draining,
     InvalidRequest,
     LinkLost,
@@ -689,3 +690,34 @@ async def test_nodes_that_all_drain_are_not_asked_for_ever() -> None:
             await text_of(answer)
 
     assert sum(len(worker.requests) for worker in workers.values()) <= MAX_MOVES + MAX_ATTEMPTS
+
+
+@pytest.mark.parametrize("name", ["entry", "a"], ids=["here", "at a peer"])
+async def test_an_answer_ends_at_the_deadline_of_its_caller(autojump_clock: MockClock, name: str) -> None:
+    worker = FakeWorker(delay=1.0)
+    start = trio.current_time()
+    with pytest.raises(DeadlineExceeded):
+        async with dispatcher({name: worker}).submit(msgspec.structs.replace(ASK, deadline_ms=3500)) as answer:
+            await text_of(answer)
+
+    assert trio.current_time() - start == pytest.approx(3.5)
+    assert worker.cancelled == 1
+    assert worker.requests[0].deadline_ms == 3500
+
+
+async def test_a_second_node_is_told_what_is_left_of_the_time(autojump_clock: MockClock) -> None:
+    workers = {"lost": FakeWorker(delay=1.0, fail_after=0, failure=lambda: LinkLost("gone")), "other": FakeWorker()}
+    async with asked_first(workers).submit(msgspec.structs.replace(ASK, deadline_ms=10_000)) as answer:
+        await text_of(answer)
+
+    assert workers["other"].requests[0].deadline_ms == 8000
+
+
+async def test_what_would_come_too_late_is_refused_at_once_with_the_time_to_come_back() -> None:
+    busy = told(fake_member("a", "m"), active=40)
+    serving = dispatcher({"a": FakeWorker()}, me="a", members=lambda: (busy,))
+    with pytest.raises(Overloaded, match="after the deadline") as caught:
+        async with serving.serve(msgspec.structs.replace(ASK, deadline_ms=500), fake_member("entry").id):
+            pass
+
+    assert 1 <= (caught.value.retry_after or 0) <= 120

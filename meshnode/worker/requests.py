@@ -15,6 +15,8 @@ MAX_WAITING = 64
 MAX_UNSENT = 64 * 1024 * 1024
 """Bytes of requests that no child has read yet. Their number is no bound: whoever leaves makes room for another."""
 
+LONGEST_RETRY_S = 120.0
+"""What the official clients honour."""
 PROGRESS_S = 1.0
 """Between reports to requests that wait for a child."""
 
@@ -48,13 +50,19 @@ class Requests:
         """Whether the child has any."""
         return bool(self._given)
 
-    def open(self, request: Request, child: Child | None, *, chain: tuple[int, ...] = ()) -> tuple[int, Stream]:
-        """Give `request` to the child, or let it wait for one. Raises Overloaded or InvalidRequest."""
+    def open(
+        self, request: Request, child: Child | None, *, chain: tuple[int, ...] = (), remaining_s: float = 0.0
+    ) -> tuple[int, Stream]:
+        """Give `request` to the child, or let it wait for one. Raises Overloaded or InvalidRequest.
+
+        `remaining_s`: work that is left here, for which whoever is refused had better wait a part, until one of them has ended.
+        """
+        retry_after = min(LONGEST_RETRY_S, max(1.0, remaining_s / max(1, len(self))))
         unsent = (child.unsent if child else 0) + sum(len(waiting.data) for waiting in self._waiting.values())
         if unsent > MAX_UNSENT:
-            raise Overloaded(f"The worker of {self._name} is behind with reading requests.", retry_after=5)
+            raise Overloaded(f"The worker of {self._name} is behind with reading requests.", retry_after=retry_after)
         if len(self) >= self._slots + MAX_WAITING:
-            raise Overloaded(f"{len(self)} requests for {self._name} are open on this node.", retry_after=5)
+            raise Overloaded(f"{len(self)} requests for {self._name} are open on this node.", retry_after=retry_after)
         self._last += 1
         try:
             data = frame(Submit(stream=self._last, request=request, chain=chain))

@@ -231,7 +231,9 @@ class Worker:
         if self.state is State.FAILED or self.model is None:
             raise ModelUnavailable(f"{self.name} is {self.state} on this node: {self.reason}", retry_after=self._retry_after())
         chain = self._chain_of(request, self.model.digest)
-        opened = self._requests.open(request, self._child if self.state is State.READY else None, chain=chain)
+        opened = self._requests.open(
+            request, self._child if self.state is State.READY else None, chain=chain, remaining_s=self._last_step.remaining_s
+        )
         self._wanted.set()
         self._room.change()
         return opened
