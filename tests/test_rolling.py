@@ -1,7 +1,10 @@
 """A mesh whose nodes go, freeze and come back under load, with real processes. `scripts/rolling_restart.py` is the long form."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,6 +107,42 @@ def test_a_node_that_is_stopped_hands_over_what_it_cannot_finish(mesh: tuple[Nod
 
     assert (text, tokens) == (whole, 300)
     assert stopped[0].process.wait(10) == 0
+
+
+def command(node: NodeProcess, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "meshnode", *arguments, "--data-dir", str(node.data_dir)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_a_drained_node_serves_nobody_until_it_is_taken_back(mesh: tuple[NodeProcess, dict[str, NodeProcess]]) -> None:
+    """Neither its peers nor its own clients, whom it sends on."""
+    asker, holders = mesh
+    first = holders["first"]
+
+    def who_answers(node: NodeProcess) -> str:
+        raw = node.client().chat.completions.with_raw_response.create(model="demo", messages=STORY, max_tokens=3)
+        return raw.headers["x-meshnode-node"]
+
+    said = command(first, "drain")
+    wait_until(lambda: asker.member("first")["draining"], "the news of the drain")
+    table = command(asker, "explain", "demo", "--prompt-tokens", "500")
+    drained = {who_answers(node) for node in (asker, first, asker, first)}
+    command(first, "drain", "--off")
+    wait_until(lambda: asker.member("first")["routable"], "first to be back")
+    back = json.loads(command(asker, "explain", "demo", "--json"))
+
+    assert "takes nothing new" in said
+    assert drained == {"second"}
+    assert "500 tokens to read" in table
+    assert "second" in table
+    assert "first " not in table
+    assert {row["node_name"] for row in back["candidates"]} == {"first", "second"}
+    assert who_answers(first) == "first"
 
 
 def test_a_mesh_is_restarted_node_by_node_and_no_request_fails(tmp_path: Path) -> None:
