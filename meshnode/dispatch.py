@@ -37,7 +37,7 @@ from meshnode.routing.bounce import MAX_BOUNCES, bounces
 from meshnode.routing.breaker import Outcome
 from meshnode.routing.continuation import Spoken
 from meshnode.routing.estimate import is_measured
-from meshnode.routing.explain import Explanation
+from meshnode.routing.explain import Explanation, barred
 from meshnode.routing.patience import silence_s
 from meshnode.routing.policy import Choice, Policy, estimated
 from meshnode.routing.router import Router
@@ -125,7 +125,7 @@ class Dispatcher:
             ask = msgspec.structs.replace(ask, prompt_tokens=float(prompt_tokens))
         explanation = self.router.explain(found.candidates, ask, now=trio.current_time())
         assert explanation is not None, "a route has a candidate"
-        return explanation
+        return msgspec.structs.replace(explanation, barred=barred(found, self._members()))
 
     @property
     def running(self) -> int:

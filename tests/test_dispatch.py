@@ -389,6 +389,20 @@ async def test_a_node_that_failed_thrice_is_not_asked_and_second_tries_have_a_bu
     assert sum(len(worker.requests) for worker in lost.values()) == 1
 
 
+async def test_who_has_the_model_and_cannot_be_asked_is_explained_too() -> None:
+    away = fake_member("away", "m", routable=False, reason="draining")
+    broken = fake_member("broken", "m")
+    broken = msgspec.structs.replace(broken, load=(msgspec.structs.replace(broken.load[0], state="failed"),))
+    everyone = (fake_member("entry"), fake_member("a", "m"), broken, away, fake_member("b", "other"))
+    explanation = dispatcher({"a": FakeWorker()}, members=lambda: everyone).explain(ASK)
+
+    assert [row.node_name for row in explanation.candidates] == ["a"]
+    assert [(each.node_name, each.reason) for each in explanation.barred] == [
+        ("away", "draining"),
+        ("broken", "its model is failed"),
+    ]
+
+
 def told(member: Member, *, active: int = 0) -> Member:
     """`member` with measured speeds: one request takes 4 s there, of which it reads for 0.01."""
     load = msgspec.structs.replace(

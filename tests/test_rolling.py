@@ -140,7 +140,7 @@ def test_a_drained_node_serves_nobody_until_it_is_taken_back(mesh: tuple[NodePro
     assert drained == {"second"}
     assert "500 tokens to read" in table
     assert "second" in table
-    assert "first " not in table
+    assert "first is not asked: draining" in table
     assert {row["node_name"] for row in back["candidates"]} == {"first", "second"}
     assert who_answers(first) == "first"
 
