@@ -30,7 +30,7 @@ from meshnode.errors import (
 )
 from meshnode.gossip.member import Member
 from meshnode.inference import Chunk, End, Event, Request, Resume
-from meshnode.names import ModelDigest, NodeId
+from meshnode.names import ModelDigest, NodeId, short
 from meshnode.patience import Patience, Silence
 from meshnode.routing.ask import Ask
 from meshnode.routing.bounce import MAX_BOUNCES, bounces
@@ -82,9 +82,10 @@ class Dispatcher:
             await answer.start()
             yield answer
 
-    def serve(self, request: Request, _peer: NodeId) -> AbstractAsyncContextManager[Events]:
-        """Answer a peer's request on our own backends: nothing is forwarded twice."""
-        return self._serve(msgspec.structs.replace(request, hops=1))
+    def serve(self, request: Request, peer: NodeId) -> AbstractAsyncContextManager[Events]:
+        """Answer a peer's request on our own backends: nothing is forwarded twice, and nobody takes turns in another's name."""
+        caller = request.caller if request.caller.startswith(short(peer)) else short(peer)
+        return self._serve(msgspec.structs.replace(request, hops=1, caller=caller))
 
     @asynccontextmanager
     async def _serve(self, request: Request) -> AsyncIterator[Events]:

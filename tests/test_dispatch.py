@@ -27,7 +27,7 @@ from meshnode.errors import (
 )
 from meshnode.gossip.member import Member
 from meshnode.inference import Chunk, End, Event, Message, Phase, Progress, Request, Resume, ToolCall
-from meshnode.names import ModelDigest
+from meshnode.names import ModelDigest, short
 from meshnode.routing.ask import ask_of
 from meshnode.routing.breaker import FIRST_S
 from meshnode.routing.patience import UNMEASURED_S, WORKER_S, silence_s
@@ -259,6 +259,16 @@ async def test_a_peer_gets_the_name_with_the_digest_and_one_hop() -> None:
 
     assert (workers["a"].requests[0].model, workers["a"].requests[0].hops) == ("m#6d000000", 1)
     assert (workers["entry"].requests[0].model, workers["entry"].requests[0].hops) == ("m", 0)
+
+
+@pytest.mark.parametrize(("said", "taken"), [("", ""), ("someone", ""), ("own:key", "own:key")])
+async def test_a_peer_takes_turns_in_its_own_name_alone(said: str, taken: str) -> None:
+    worker, peer = FakeWorker(), fake_member("asker").id
+    caller, own = said.replace("own", short(peer)), short(peer)
+    async with dispatcher({"a": worker}, me="a").serve(msgspec.structs.replace(ASK, caller=caller), peer) as events:
+        assert [batch async for batch in events]
+
+    assert worker.requests[0].caller == (taken.replace("own", own) or own)
 
 
 async def test_a_forwarded_request_is_never_forwarded_again() -> None:
