@@ -18,7 +18,9 @@ import msgspec
 from meshnode.address import API_PORT, MESH_PORT, OLLAMA_PORT, Address, parse
 from meshnode.errors import ConfigurationError
 from meshnode.names import fit, is_name
+from meshnode.remote import Remote
 
+REMOTES = "remote"
 TOKEN_VARIABLE = "MESHNODE_TOKEN"  # noqa: S105 - a variable's name
 """A secret: never kept in `Settings`, and `take_token` takes it out of the environment before a child process can inherit it."""
 
@@ -92,6 +94,7 @@ OPTIONS = (
         "HOST:PORT",
         "where other nodes reach this one; repeatable (default: port 4850)",
     ),
+    Option("local_only", Kind.SWITCH, "", "send no request of this node's clients to remote services (clusters, routers)"),
     Option("peer", Kind.LIST, "HOST[:PORT]", "a node of the mesh to link with; repeatable"),
     Option("mdns", Kind.SWITCH, "", "neither announce this node on the network nor look for others there"),
     Option("advertise", Kind.LIST, "HOST[:PORT]", "the addresses to tell other nodes, instead of those found"),
@@ -138,13 +141,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     routing: str = "estimate"
     """Whoever is about to be done first, by what all nodes measured; the others are there for comparison."""
     api: Address = Address("127.0.0.1", API_PORT)
-    """Loopback, which the kernel guards. 4860 is far from the ports that other model servers take; 0 takes any free one."""
+    """Loopback, which the kernel guards; elsewhere it takes a key (`meshnode key new`), which is looked for at the start. 4860 is
+    far from the ports that other model servers take; 0 takes any free one."""
     as_ollama: bool = False
     """Off: who has Ollama as well does not expect to be answered by another program there. On the same host as `api`."""
     insecure_api: bool = False
     """Off, for every rival that opened its API by default was reported as vulnerable."""
     mesh: tuple[Address, ...] = (Address("0.0.0.0", MESH_PORT), Address("::", MESH_PORT))  # noqa: S104 - mutual TLS guards it (D5)
     """All interfaces: a mesh port that the LAN cannot reach is of no use."""
+    local_only: bool = False
+    """Off: who asks for a model that only a remote has, asks for the remote. Clients can keep a request at home by a header."""
+    remote: tuple[Remote, ...] = ()
+    """From the file alone, as `[[remote]]` tables; `meshnode add` keeps others in the data directory."""
     peer: tuple[Address, ...] = ()
     """Seeds. One is enough to join; more survive the absence of one."""
     mdns: bool = True
@@ -225,6 +233,8 @@ def _from_file(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not TOML: {error}.") from error
     for key, value in values.items():
+        if key == REMOTES:
+            continue
         if key not in _BY_KEY:
             raise ConfigurationError(f"{path}: unknown key {key!r}.{_nearest(key, _BY_KEY)}")
         if not _fits(value, _BY_KEY[key].kind):
@@ -270,8 +280,12 @@ def _nearest(name: str, known: Collection[str]) -> str:
 
 
 def _checked(values: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
-    switches = ("worker", "mdns", "as_ollama", "insecure_api", "kv_unified")
+    switches = ("worker", "mdns", "as_ollama", "insecure_api", "kv_unified", "local_only")
     checked: dict[str, Any] = {key: values[key] for key in switches if key in values}
+    if REMOTES in values:
+        from meshnode import remote_file  # which runs commands, and few need it
+
+        checked["remote"] = remote_file.remotes(values[REMOTES])
     checked["name"] = _node_name(values.get("name"))
     checked["data_dir"] = _data_dir(values, environment)
     checked |= {key: _addresses(values[key], key) for key in ("mesh", "peer", "advertise") if key in values}
@@ -293,21 +307,11 @@ def _checked(values: Mapping[str, Any], environment: Mapping[str, str]) -> Setti
     checked |= _one_of(values, "routing", ROUTING)
     if "api" in values:
         checked["api"] = parse(values["api"], flag="--api", default_port=API_PORT)
-        _refuse_open_api(checked["api"], insecure=checked.get("insecure_api", False))
     if "model" in checked and not checked.get("worker", True):
         raise ConfigurationError(
             "--model names what to serve, and --no-worker says to serve nothing.", hint="Leave out one of them."
         )
     return Settings(**checked)
-
-
-def _refuse_open_api(address: Address, *, insecure: bool) -> None:
-    """Every rival that opened its API by default was reported as vulnerable (design D5, security rule 12)."""
-    if not address.is_loopback and not insecure:
-        raise ConfigurationError(
-            f"--api {address} can be reached by other machines, and the API asks for no key.",
-            hint=f"Use --api 127.0.0.1:{address.port}, or add --insecure-api if everyone on that network may use it.",
-        )
 
 
 def _node_name(given: str | None) -> str:

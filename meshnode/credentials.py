@@ -1,18 +1,22 @@
-"""What the data directory holds of who this node is: the mesh's token and the node's key.
+"""What the data directory holds of who this node is, and of whom it lets in: the mesh's token, the node's key, the API keys.
 
 The cryptography behind them is imported when one is used: most commands need neither.
 """
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from meshnode.datadir import DataDir
 from meshnode.errors import ConfigurationError
+from meshnode.keys import Key, KeyRing
 
 if TYPE_CHECKING:
     from meshnode.identity import Token
 
 _TOKEN = "token"  # noqa: S105 - a file's name
 _KEY = "node.key"
+_API_KEYS = "keys.json"
 
 
 def kept_token(data_dir: DataDir) -> "Token | None":
@@ -60,3 +64,14 @@ def new_node_key(data_dir: DataDir) -> bytes:
     key = identity.new_node_key()
     data_dir.write(_KEY, key)
     return key
+
+
+def api_keys(data_dir: DataDir) -> KeyRing:
+    """Those of this node. Raises ConfigurationError when the file is damaged, or others could read it."""
+    content = data_dir.read(_API_KEYS)
+    try:
+        keys = msgspec.json.decode(content or b"[]", type=tuple[Key, ...])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        hint = "Move it away, and make new keys: meshnode key new"
+        raise ConfigurationError(f"{data_dir.path / _API_KEYS} is damaged.", hint=hint) from error
+    return KeyRing(keys, keep=lambda content: data_dir.write(_API_KEYS, content))

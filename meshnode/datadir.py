@@ -3,7 +3,9 @@
     lock        held (flock) by the running node, with its pid inside
     node.key    the node's long-lived key
     token       the mesh's token
+    keys.json   hashes of the API keys
     peers.json  addresses to dial after a restart
+    remotes.json  clusters and routers that were added, with their keys
     epoch       the last epoch used, so that each start has a higher one
     run.json    while a node runs: where its API is, and the admin secret for it
     cache/      digests of model files
@@ -84,6 +86,12 @@ class DataDir:
             os.write(lock_file, f"{os.getpid()}\n".encode())
             self._lock_file = os.dup(lock_file)  # the same lock, which lives as long as one of its descriptors
         self.remove(_RUN)
+
+    def unlock(self) -> None:
+        """Undo `lock`."""
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
 
     def is_locked(self) -> bool:
         """Whether a node runs on this directory."""

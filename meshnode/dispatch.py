@@ -41,6 +41,7 @@ from meshnode.routing.explain import Explanation, barred
 from meshnode.routing.patience import silence_s
 from meshnode.routing.policy import Choice, Policy, estimated
 from meshnode.routing.router import Router
+from meshnode.routing.scope import Scope
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Route, route, unambiguous
 
 MAX_ATTEMPTS = 3
@@ -75,10 +76,10 @@ class Dispatcher:
         self._on_change = on_change
 
     @asynccontextmanager
-    async def submit(self, request: Request) -> AsyncIterator["Answer"]:
-        """Answer `request` somewhere in the mesh. Raises as `routing.table.route`; leaving the block cancels the work."""
+    async def submit(self, request: Request, scope: Scope = Scope.ANY) -> AsyncIterator["Answer"]:
+        """Answer `request` somewhere within `scope`. Raises as `routing.table.route`; leaving the block cancels the work."""
         async with AsyncExitStack() as attempts:
-            answer = Answer(self, request, attempts)
+            answer = Answer(self, request, attempts, scope)
             await answer.start()
             yield answer
 
@@ -111,9 +112,9 @@ class Dispatcher:
         ):
             raise Busy(f"The first token would take {true_s:.1f} s here.", retry_after=min(120.0, max(1.0, true_s)))
 
-    def route(self, request: Request) -> Route:
+    def route(self, request: Request, scope: Scope = Scope.ANY) -> Route:
         """Who could serve it now. Raises when nobody can."""
-        return route(request.model, self._members(), me=self.me, only_local=request.hops > 0)
+        return route(request.model, self._members(), me=self.me, only_local=request.hops > 0, scope=scope)
 
     def explain(self, request: Request, *, prompt_tokens: int | None = None) -> Explanation:
         """Every node that could serve it now, with its estimate, and which would be chosen. Raises as `route`.
@@ -165,7 +166,7 @@ class Answer:
     name the attempt that is running.
     """
 
-    def __init__(self, dispatcher: Dispatcher, request: Request, attempts: AsyncExitStack) -> None:
+    def __init__(self, dispatcher: Dispatcher, request: Request, attempts: AsyncExitStack, scope: Scope) -> None:
         self.node = ""
         self.model = request.model
         self.reason = ""
@@ -174,6 +175,7 @@ class Answer:
         self._dispatcher = dispatcher
         self._request = request
         self._attempts = attempts
+        self._scope = scope
         self._tried: frozenset[NodeId] = frozenset()
         self._asked: NodeId | None = None
         """The one that was asked last."""
@@ -185,7 +187,7 @@ class Answer:
         self._local = False
         self._reservation = Reservation()
         """Of the attempt that is running, or ran last."""
-        self._spoken = Spoken()
+        self._spoken = Spoken(request.n)
         self._digest = ModelDigest(b"")
         """The weights that speak; none where only a name is known."""
         self._failure: ServingError | None = None
@@ -222,20 +224,21 @@ class Answer:
             except Silence:
                 self._give_up_the_silent(self._source.silence_s)
                 continue
-            self._note(batch)
-            return batch
+            if news := tuple(filter(self._note, batch)):
+                return news
 
-    def _note(self, batch: tuple[Event, ...]) -> None:
-        for event in batch:
-            match event:
-                case Chunk():
-                    self._spoken.hear(event)
-                    self._reservation.outcome = Outcome.SERVED
-                case End(usage=usage) if self._request.inputs is None:
-                    tokens = usage.completion_tokens // max(1, self._request.n)
-                    self._dispatcher.router.learn_length(self._digest or self.model, tokens)
-                case _:
-                    pass
+    def _note(self, event: Event) -> bool:
+        """Whether it is to be passed on."""
+        match event:
+            case Chunk():
+                self._reservation.outcome = Outcome.SERVED
+                return self._spoken.hear(event)
+            case End(usage=usage) if self._request.inputs is None:
+                tokens = usage.completion_tokens // max(1, self._request.n)
+                self._dispatcher.router.learn_length(self._digest or self.model, tokens)
+            case _:
+                pass
+        return True
 
     async def start(self) -> None:
         """Begin attempts until one is accepted; raises the last failure when nobody is left to ask.
@@ -282,7 +285,7 @@ class Answer:
 
     def _next_choice(self) -> tuple[Choice, Ask]:
         try:
-            found = self._dispatcher.route(self._request)
+            found = self._dispatcher.route(self._request, self._scope)
         except ModelUnavailable as nobody:
             # The failed attempt says more than "nowhere up", except that only the latter tells when to come back.
             if self._failure and not self._spoken.begun and self._failure.retry_after is None:
@@ -358,10 +361,9 @@ class Answer:
         except MeshnodeError:
             return False
 
-    def _resume(self) -> Resume | None:
-        """Where another node can take over in the middle, which it can for one choice of text."""
-        can = self._digest and self._request.n == 1 and self._request.inputs is None
-        return self._spoken.resume() if can else None
+    def _resume(self) -> tuple[Resume, ...] | None:
+        """Where another node can take over in the middle, which it can for text."""
+        return self._spoken.resume() if self._digest and self._request.inputs is None else None
 
     def _can_go_on(self) -> bool:
         """Whether another node can take over; then the request says where."""

@@ -14,6 +14,7 @@
     │   ├── RequestTimeout      408: the request did not arrive in time
     │   ├── BodyTooLarge        413
     │   ├── Misdirected         421: a Host header that is not ours
+    │   ├── RateLimited         429: a key's limit; `retry_after` says when it may ask again
     │   ├── HeadersTooLarge     431
     │   └── NotProvided         501: what another server of the same API does, and this one never will
     ├── ServingError            ours or a peer's: a status 5xx; `retryable` says whether another node may be tried
@@ -24,6 +25,7 @@
     │   ├── WorkerFailed        502: the child process died or could not start
     │   ├── WorkerCrashed       500: two workers died under one request, which is taken to be the cause
     │   ├── LinkLost            502: the peer went away
+    │   ├── RemoteFailed        502: a remote service that is bridged failed
     │   ├── DeadlineExceeded    504
     │   └── InternalError       500: a bug of ours
     └── PeerError               the peer's: it broke the protocol, or was refused; the link is closed with `close_code`
@@ -127,6 +129,12 @@ class HeadersTooLarge(RequestError):
     code = "headers_too_large"
 
 
+class RateLimited(RequestError):
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
 class NotProvided(RequestError):
     status = 501
     code = "not_provided"
@@ -179,6 +187,11 @@ class LinkLost(ServingError):
         self.close_code = close_code
 
 
+class RemoteFailed(ServingError):
+    status = 502
+    code = "remote_failed"
+
+
 class DeadlineExceeded(ServingError):
     status = 504
     code = "deadline_exceeded"
@@ -204,7 +217,8 @@ _CROSSING: dict[str, type[MeshnodeError]] = {
     error.code: error
     for error in (
         InvalidRequest, Unsupported, ContextTooLong, Forbidden, ModelNotFound, BodyTooLarge,
-        ModelUnavailable, Draining, Overloaded, Busy, WorkerFailed, WorkerCrashed, LinkLost, DeadlineExceeded, InternalError,
+        ModelUnavailable, Draining, Overloaded, Busy, WorkerFailed, WorkerCrashed, LinkLost, RemoteFailed, DeadlineExceeded,
+        InternalError,
     )
 }  # fmt: skip
 

@@ -161,7 +161,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """When the asker thinks that the first token will come from the peer that it sends this to; None: it made no estimate."""
     bounces: int = 0
     """How often a peer gave it back."""
-    resume: Resume | None = None
+    resume: tuple[Resume, ...] | None = None
+    """Where to go on, for each of the `n` choices; None: from the start."""
     inputs: Annotated[tuple[str, ...], Meta(max_length=MAX_INPUTS)] | None = None
     """Texts to embed; then there are no messages. Choice i of the answer is the vector of text i, see `vector_text`."""
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from meshnode.names import printable
-from meshnode.status import MemberLine, Report, age, columns
+from meshnode.status import MemberLine, ModelLine, RemoteLine, Report, age, columns
 
 
 class ModelPlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,7 +18,14 @@ class ModelPlace(msgspec.Struct, frozen=True, kw_only=True):
     """Of the file, in bytes; 0: not known."""
     context_length: int
     nodes: tuple[str, ...]
-    """`node`, or `node (state)` where it cannot be asked for there now."""
+    """`node`, `node via remote`; `(state)` behind it where it cannot be asked for there now."""
+
+
+class RemotePlace(msgspec.Struct, frozen=True, kw_only=True):
+    """A remote service at the node that bridges it."""
+
+    node: str
+    remote: RemoteLine
 
 
 def members(report: Report) -> str:
@@ -36,6 +43,29 @@ def models(report: Report) -> str:
         aliases = ", ".join(place.aliases) or "-"
         rows.append((place.name, place.digest[:8] or "-", size, context, ", ".join(place.nodes), aliases))
     return columns(rows) if len(rows) > 1 else "No node of this mesh has a model. To serve one: meshnode up --model FILE.gguf"
+
+
+def remotes(report: Report) -> str:
+    """For people: each remote of each node, then a line for whatever is not as it might be."""
+    rows = [("REMOTE", "KIND", "NODE", "STATE", "MODELS", "COST", "REQUESTS", "TOKENS", "ERRORS")]
+    notes = []
+    for place in remote_places(report.members):
+        remote = place.remote
+        flags = "".join(f", {word}" for word, on in (("spill-over", remote.spill_over), ("insecure", remote.insecure)) if on)
+        requests, tokens, errors = map(str, (remote.requests, remote.tokens, remote.errors))
+        state = f"{remote.state}{flags}"
+        rows.append((remote.name, remote.kind, place.node, state, str(remote.models), remote.cost, requests, tokens, errors))
+        notes += [f"{remote.name} at {place.node}: {printable(remote.reason)}"] * bool(remote.reason)
+        notes += [f"{remote.name} at {place.node} does not offer {what}: {printable(why)}" for what, why in remote.left_out]
+    if len(rows) == 1:
+        return "No node of this mesh has a remote. To add one: meshnode add router NAME URL, or meshnode add cluster NAME URL"
+    return "\n".join([columns(rows), *([""] if notes else []), *(printable(note) for note in notes)])
+
+
+def remote_places(lines: Iterable[MemberLine]) -> list[RemotePlace]:
+    """By name, then by node."""
+    found = [RemotePlace(node=member.name, remote=remote) for member in lines for remote in member.remotes]
+    return sorted(found, key=lambda place: (place.remote.name, place.node))
 
 
 def places(lines: Iterable[MemberLine]) -> list[ModelPlace]:
@@ -60,13 +90,14 @@ def _place(holdings: Sequence[tuple[MemberLine, int]]) -> ModelPlace:
         digest=held[0][1].digest,
         size=max(model.size for _, model in held),
         context_length=max(model.context_length for _, model in held),
-        nodes=tuple(_holder(member, model.state) for member, model in held),
+        nodes=tuple(_holder(member, model) for member, model in held),
     )
 
 
-def _holder(member: MemberLine, state: str) -> str:
-    trouble = state if state != "ready" else "" if member.routable else "not routable"
-    return f"{member.name} ({trouble})" if trouble else member.name
+def _holder(member: MemberLine, model: ModelLine) -> str:
+    trouble = model.state if model.state != "ready" else "" if member.routable else "not routable"
+    place = f"{member.name} via {model.origin}" if model.origin else member.name
+    return f"{place} ({trouble})" if trouble else place
 
 
 def _member(member: MemberLine, own_id: str) -> tuple[str, ...]:

@@ -26,20 +26,25 @@ from meshnode.api.app import App
 from meshnode.api.limits import Limits
 from meshnode.api.server import serve
 from meshnode.backend import Backend, Events
-from meshnode.bridges import registry
+from meshnode.bridges.bridge import Bridge
+from meshnode.bridges.registry import Added, Registry, Removed
+from meshnode.config import Settings
 from meshnode.dispatch import Answer, Dispatcher
 from meshnode.draining import Drain
 from meshnode.errors import ConfigurationError, InvalidRequest, ModelNotFound, ModelUnavailable
 from meshnode.gossip.effects import Notify
-from meshnode.gossip.member import Member, Model
-from meshnode.gossip.view import MEMORY
+from meshnode.gossip.member import Member
+from meshnode.gossip.view import MEMORY, MODEL
 from meshnode.inference import Request
+from meshnode.keys import KeyRing
 from meshnode.mesh.listen import local_address, open_mesh_listeners
 from meshnode.mesh.membership import Membership
 from meshnode.mesh.mesh import Mesh
 from meshnode.names import NodeId, short
+from meshnode.remote import Remote
 from meshnode.routing.explain import Explanation
 from meshnode.routing.policy import POLICIES
+from meshnode.routing.scope import Scope, narrower
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
 from meshnode.start import Running, Start
 from meshnode.wire.codec import encode_value
@@ -77,9 +82,15 @@ class Node:
         self._listeners = listeners
         self._secret = secret
         self._models = _models(start)
-        self._bridges = registry.registered()
+        self._registry = Registry(
+            start.data_dir,
+            configured=start.settings.remote,
+            members=self.members,
+            rng=random.Random(),  # noqa: S311 - to spread load and refreshes, not a secret
+        )
         self._started = trio.current_time()
         self._changed = trio.Event()
+        self._scope = Scope.LAN if start.settings.local_only else Scope.ANY
         self._drain = Drain(self.name)
         self._renewal = trio.Event()
         self._begun = trio.Event()
@@ -173,17 +184,19 @@ class Node:
         self._renewal.set()
 
     @asynccontextmanager
-    async def submit(self, request: Request) -> AsyncIterator[Answer]:
-        """A client's request: this node is its caller, until API keys tell more."""
-        request = msgspec.structs.replace(request, caller=short(self._me))
+    async def submit(self, request: Request, scope: Scope = Scope.ANY) -> AsyncIterator[Answer]:
+        """A client's request: its caller is this node and, where it showed one, the id of its key."""
+        caller = f"{short(self._me)}/{request.caller}" if request.caller else short(self._me)
+        request = msgspec.structs.replace(request, caller=caller)
+        scope = narrower(scope, self._scope)
         try:
-            self._dispatcher.route(request)
+            self._dispatcher.route(request, scope)
         except ModelNotFound:
             if await self._models.look_again():
-                self.mesh.set_load(self._load())  # a file just found is then "not ready" and not "does not exist"
+                self.mesh.set_load(self.load())  # a file just found is then "not ready" and not "does not exist"
         except ModelUnavailable:
             pass  # told when it is tried
-        async with self._dispatcher.submit(request) as answer:
+        async with self._dispatcher.submit(request, scope) as answer:
             yield answer
 
     @asynccontextmanager
@@ -213,6 +226,15 @@ class Node:
     def members(self) -> tuple[Member, ...]:
         return self.mesh.members()
 
+    def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]:
+        return listings(self.members(), me=self._me, scope=narrower(scope, self._scope))
+
+    async def add_remote(self, remote: Remote) -> Added:
+        return await self._registry.add(remote)
+
+    async def remove_remote(self, name: str) -> Removed:
+        return await self._registry.remove(name)
+
     def _candidates(self) -> tuple[Member, ...]:
         """For routing: while we drain, our own clients' requests go to the others, too."""
         if not self._drain.on:
@@ -226,9 +248,6 @@ class Node:
     def explain(self, request: Request, *, prompt_tokens: int | None) -> Explanation:
         """Raises MeshnodeError when no node could serve it."""
         return self._dispatcher.explain(request, prompt_tokens=prompt_tokens)
-
-    def models(self) -> tuple[Listing, ...]:
-        return listings(self.members())
 
     def ready(self) -> str:
         """Empty when some model can be asked for, else what is missing."""
@@ -283,11 +302,12 @@ class Node:
         sketched_at = -math.inf
         while True:
             self._changed = trio.Event()
-            self.mesh.set_load(self._load())
+            self.mesh.set_load(self.load())
             if trio.current_time() >= sketched_at + SKETCH_EVERY_S:
                 sketched_at = trio.current_time()
                 self.mesh.set_sketches(self._models.sketches(self._salt))
-            wanted = {_record_key(model): encode_value(model) for model in self._records()}
+            wanted = {f"{MODEL}{model.digest.hex()}": encode_value(model) for model in self._models.records()}
+            wanted |= self._registry.told()
             if figures := memory.figures(trio.current_time()):
                 wanted[MEMORY] = encode_value(figures)
             self._advertise(wanted, told)
@@ -298,8 +318,7 @@ class Node:
     async def run_backends(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(self._models.run, on_change=self.changed))
-            for bridge in self._bridges:
-                nursery.start_soon(partial(bridge.run, on_change=self.changed))
+            nursery.start_soon(partial(self._registry.run, on_change=self.changed))
 
     def _backend_of(self, candidate: Candidate) -> Backend:
         self.changed()
@@ -307,14 +326,23 @@ class Node:
             return self.mesh.backend(candidate.node)
         if candidate.digest and (worker := self._models.backend(candidate.digest)):
             return worker
-        for bridge in self._bridges:
-            if candidate.model in {model.name for model in bridge.models()}:
-                return bridge.backend(candidate.model)
+        if not candidate.digest and (bridge := self._bridge_for(candidate.model)):
+            return bridge.backend(candidate.model)
         # Our own load in the gossip is a moment old: the worker that it calls ready may have ended since.
         raise ModelUnavailable(f"{candidate.model} has just stopped being served on this node.", retry_after=RETRY_AFTER_S)
 
-    def _load(self) -> tuple[ModelState, ...]:
-        return (*self._models.load(), *(state for bridge in self._bridges for state in bridge.load()))
+    def _bridge_for(self, name: str) -> Bridge | None:
+        """Of several that offer it the one with the least at work."""
+        offering = [
+            bridge
+            for bridge in self._registry.bridges()
+            if any(name in (model.name, *model.aliases) for model in bridge.models())
+        ]
+        return min(offering, key=lambda bridge: bridge.tally.active, default=None)
+
+    def load(self) -> tuple[ModelState, ...]:
+        """Of what this node serves itself."""
+        return (*self._models.load(), *self._registry.load())
 
     def _advertise(self, wanted: Mapping[str, bytes], told: dict[str, bytes]) -> None:
         for key, value in wanted.items():
@@ -327,13 +355,6 @@ class Node:
             self.mesh.advertise(key, None)
         told.clear()
         told.update(wanted)
-
-    def _records(self) -> list[Model]:
-        return [*self._models.records(), *(model for bridge in self._bridges for model in bridge.models())]
-
-
-def _record_key(model: Model) -> str:
-    return f"model/{model.digest.hex() or model.name}"
 
 
 def _models(start: Start) -> Models:
@@ -361,13 +382,16 @@ def _models(start: Start) -> Models:
 async def run(start: Start) -> None:
     """Run one node until SIGINT or SIGTERM. Raises ConfigurationError when it cannot start."""
     settings = start.settings
+    keys = credentials.api_keys(start.data_dir)
+    _check_open_api(settings, keys)
     api_listeners = await _open_api(settings.api)
     ollama_listeners = await _open_as_ollama(settings.api) if settings.as_ollama else []
     ollama = str(local_address(ollama_listeners[0])) if ollama_listeners else ""
     mesh_listeners = await open_mesh_listeners([str(address) for address in settings.mesh])
     secret = secrets.token_urlsafe(32)
     node = Node(start, api=str(local_address(api_listeners[0])), ollama=ollama, listeners=mesh_listeners, secret=secret)
-    app = App(node, admin_secret=secret, hosts=frozenset({settings.api.host}))
+    hosts = frozenset({settings.api.host})
+    app = App(node, admin_secret=secret, hosts=hosts, keys=keys, keyless=settings.insecure_api)
     stopping = trio.Event()
     try:
         async with trio.open_nursery() as nursery:
@@ -385,6 +409,21 @@ async def run(start: Start) -> None:
         start.data_dir.remove("run.json")
         for listener in mesh_listeners:
             await trio.aclose_forcefully(listener)
+
+
+def _check_open_api(settings: Settings, keys: KeyRing) -> None:
+    """Every rival that opened its API by default was reported as vulnerable (design D5, security rule 12)."""
+    if settings.api.is_loopback:
+        return
+    if settings.insecure_api:
+        log.warning("--insecure-api: whoever reaches %s may use this node's models without a key.", settings.api)
+    elif not keys:
+        raise ConfigurationError(
+            f"--api {settings.api} can be reached by other machines, and there is no key for them.",
+            hint="Make one with `meshnode key new`, or add --insecure-api if everyone on that network may use it.",
+        )
+    else:
+        log.warning("--api %s has no TLS: keys and prompts can be read on the way.", settings.api)
 
 
 def _peer_address(text: str) -> str:

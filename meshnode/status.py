@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
-from meshnode.gossip.member import Member, Model, State
+from meshnode.gossip.member import Bridged, Member, Model, State
 from meshnode.names import NodeId, printable, short
 from meshnode.search import Search, neighbours, solitude
 from meshnode.wire.messages import ModelState
@@ -48,6 +48,29 @@ class ModelLine(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     """Of the file, in bytes; 0: not known, as the next one."""
     context_length: int = 0
+    origin: str = ""
+    """The remote that it comes from; empty: the member's own."""
+    cost: str = ""
+
+
+class RemoteLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A remote service that the member bridges."""
+
+    name: str
+    kind: str
+    service: str
+    """Equal at members that bridge the same."""
+    state: str
+    reason: str
+    models: int
+    left_out: tuple[tuple[str, str], ...]
+    """What it has and the member does not offer: (model or service, why)."""
+    cost: str
+    spill_over: bool
+    insecure: bool
+    requests: int
+    tokens: int
+    errors: int
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +102,7 @@ class MemberLine(msgspec.Struct, frozen=True, kw_only=True):
     memory_available: int
     models: tuple[ModelLine, ...]
     load: Load
+    remotes: tuple[RemoteLine, ...] = ()
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,7 +194,7 @@ def render(report: Report) -> str:
     heading = f"{node.name} ({node.id[:8]})  mesh {report.mesh.id}  API http://{node.api}  up {age(node.uptime_s)}"
     table = columns([_COLUMNS, *(_row(member, node.id) for member in report.members)])
     health = [printable(f"Health: {line}", _LINE_LIMIT) for line in report.health] or ["Health: good"]
-    return "\n".join([printable(heading, _LINE_LIMIT), "", table, "", *_surroundings(report.search), *health])
+    return "\n".join([printable(heading, _LINE_LIMIT), "", table, "", *_remotes(report), *_surroundings(report.search), *health])
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -182,6 +206,17 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 _LINE_LIMIT = 4000
 _COLUMNS = ("NODE", "STATE", "ADDR", "RTT", "VERSION", "MODELS", "ACTIVE/SLOTS", "QUEUE", "TOK/S", "MEM", "SEEN")
+
+
+def _remotes(report: Report) -> list[str]:
+    """One line for all: `meshnode remotes` has a table of them."""
+    shown = [
+        f"{remote.name} at {member.name} {remote.state}" + " (insecure)" * remote.insecure
+        for member in report.members
+        if member.state not in {State.LEFT, State.DOWN}
+        for remote in member.remotes
+    ]
+    return [printable(f"Remotes: {', '.join(shown)}", _LINE_LIMIT), ""] if shown else []
 
 
 def _surroundings(search: Search) -> list[str]:
@@ -209,6 +244,25 @@ def _member_line(member: Member, me: NodeId, now: float) -> MemberLine:
         memory_available=member.memory[1],
         models=_models(member),
         load=_load(member.load),
+        remotes=tuple(map(_remote_line, member.remotes)),
+    )
+
+
+def _remote_line(remote: Bridged) -> RemoteLine:
+    return RemoteLine(
+        name=printable(remote.name, 128),
+        kind=printable(remote.kind, 32),
+        service=printable(remote.service, 32),
+        state=printable(remote.state, 32),
+        reason=printable(remote.reason),
+        models=remote.models,
+        left_out=tuple((printable(what, 128), printable(why)) for what, why in remote.left_out),
+        cost=printable(remote.cost, 32),
+        spill_over=remote.spill_over,
+        insecure=remote.insecure,
+        requests=remote.requests,
+        tokens=remote.tokens,
+        errors=remote.errors,
     )
 
 
@@ -233,6 +287,8 @@ def _model_line(model: Model, state: str) -> ModelLine:
         aliases=tuple(printable(alias, 128) for alias in model.aliases),
         size=model.size,
         context_length=model.context_length,
+        origin=printable(model.origin, 128),
+        cost=printable(model.cost, 32),
     )
 
 

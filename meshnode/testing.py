@@ -67,7 +67,7 @@ class _FakeEvents:
         self._prompt = sum(
             len(text.split()) for text in (str(request.prompt or ""), *(each.content for each in request.messages))
         )
-        resume = request.resume or Resume(token_ids=(), emitted_chars=0)
+        (resume,) = request.resume or (Resume(token_ids=(), emitted_chars=0),)
         self._begin, self._skip = len(resume.token_ids), resume.emitted_chars
         self._echo = _echo(request)
         self._said = -1

@@ -1,4 +1,4 @@
-"""The one suite of the Backend interface, run over every kind: a fake, a local worker, a peer over either."""
+"""The one suite of the Backend interface, run over every kind: a fake, a local worker, a router, a peer over either."""
 
 import random
 from collections.abc import AsyncIterator, Callable
@@ -10,9 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+from api.serving import app_of, served
 
-from meshnode import identity
+from meshnode import identity, remote
 from meshnode.backend import Backend
+from meshnode.bridges.router import Router
 from meshnode.errors import LinkLost, MeshnodeError, RequestError, Unsupported
 from meshnode.gossip.effects import Notify
 from meshnode.gossip.engine import Engine
@@ -20,6 +22,7 @@ from meshnode.inference import MAX_CHOICES, Chunk, End, Event, Finish, Message, 
 from meshnode.mesh.listen import local_address, open_mesh_listeners
 from meshnode.mesh.mesh import Mesh
 from meshnode.names import NodeId
+from meshnode.remote import Remote, checked
 from meshnode.testing import FakeWorker
 from meshnode.worker.supervisor import State, Worker
 
@@ -36,6 +39,8 @@ class Kind(msgspec.Struct, frozen=True):
 
     backend: Backend
     busy: Callable[[], int]
+    has_ids: bool = True
+    """Other servers tell no token ids."""
 
 
 @asynccontextmanager
@@ -64,10 +69,24 @@ async def local(directory: Path) -> AsyncIterator[Kind]:
 
 
 @asynccontextmanager
+async def router_of(kind: Callable[[Path], AbstractAsyncContextManager[Kind]], directory: Path) -> AsyncIterator[Kind]:
+    """A bridge to an OpenAI-compatible server, which is our own API, over a backend of `kind`."""
+    async with kind(directory) as within, served(app_of(within.backend)) as serving:
+        registered = checked(Remote(kind=remote.Kind.ROUTER, name="far", url=f"http://127.0.0.1:{serving.port}"))
+        router = Router(registered, rng=random.Random(1))
+        async with trio.open_nursery() as nursery:
+            changed = trio.Event()
+            nursery.start_soon(partial(router.run, on_change=changed.set))
+            await changed.wait()
+            yield Kind(router.backend("m"), within.busy, has_ids=False)
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
 async def peer_of(kind: Callable[[Path], AbstractAsyncContextManager[Kind]], directory: Path) -> AsyncIterator[Kind]:
     """A peer over a real link that serves with a backend of `kind`."""
-    async with kind(directory) as served, mesh_pair(served.backend) as (asking, node):
-        yield Kind(asking.backend(node), served.busy)
+    async with kind(directory) as within, mesh_pair(within.backend) as (asking, node):
+        yield Kind(asking.backend(node), within.busy, has_ids=within.has_ids)
 
 
 @asynccontextmanager
@@ -115,6 +134,9 @@ KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Kind]]] = {
     "local": local,
     "peer-of-fake": partial(peer_of, fake),
     "peer-of-local": partial(peer_of, local),
+    "router-of-fake": partial(router_of, fake),
+    "router-of-local": partial(router_of, local),
+    "peer-of-router": partial(peer_of, partial(router_of, fake)),
 }
 
 
@@ -155,7 +177,7 @@ async def test_usage_counts_the_tokens_that_came(kind: Kind) -> None:
 
     assert isinstance(end, End)
     assert end.usage.completion_tokens == 40
-    assert sum(len(event.token_ids) for event in events if isinstance(event, Chunk)) == 40
+    assert sum(len(event.token_ids) for event in events if isinstance(event, Chunk)) == (40 if kind.has_ids else 0)
     assert end.usage.prompt_tokens > 0
 
 
@@ -215,8 +237,8 @@ async def test_it_may_be_entered_under_one_deadline_and_left_under_another(kind:
         async for _ in events:
             pass
         await block.__aexit__(None, None, None)
-
-    assert not kind.busy()
+        while kind.busy():  # noqa: ASYNC110 - a remote server takes a moment to notice, and tells no event
+            await trio.sleep(0.005)
 
 
 async def test_a_failure_crosses_the_mesh_as_what_it_is() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from meshnode.address import Address
-from meshnode.config import CONFIG, OPTIONS, Settings, data_dir, load, take_token, unknown_variables
+from meshnode.config import CONFIG, OPTIONS, REMOTES, Settings, data_dir, load, take_token, unknown_variables
 from meshnode.errors import ConfigurationError
 
 
@@ -79,7 +79,6 @@ def test_a_switch_in_the_environment_is_a_word(home: dict[str, str]) -> None:
         ('log_format = "xml"', "Use one of: text, json"),
         ('model = ["/nonexistent.gguf"]', "--model /nonexistent.gguf: there is no such file"),
         ('name = "two words"', "cannot be a node's name"),
-        ('api = "0.0.0.0:4860"', "--insecure-api"),
         ('mesh = ["0.0.0.0"]', "--mesh .* port is missing"),
     ],
 )
@@ -133,10 +132,6 @@ def test_models_to_serve_and_no_worker_to_serve_them_contradict(home: dict[str, 
         load({"model": ["/dev/null"], "worker": False}, home)
 
 
-def test_an_open_api_needs_to_be_asked_for(home: dict[str, str]) -> None:
-    assert load({"api": "0.0.0.0:1", "insecure_api": True}, home).api == Address("0.0.0.0", 1)
-
-
 def test_an_alias_is_told_from_a_path_with_an_equals_sign(home: dict[str, str], tmp_path: Path) -> None:
     odd = tmp_path / "a=b.gguf"
     odd.touch()
@@ -181,7 +176,7 @@ def test_every_setting_says_why_it_is_as_it_is() -> None:
 
 
 def test_every_setting_has_a_row_in_the_table() -> None:
-    assert {option.key for option in OPTIONS} == set(Settings.__struct_fields__)
+    assert {option.key for option in OPTIONS} | {REMOTES} == set(Settings.__struct_fields__)
 
 
 def test_folders_of_models_must_be_there(home: dict[str, str], tmp_path: Path) -> None:

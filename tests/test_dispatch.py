@@ -26,7 +26,7 @@ from meshnode.errors import (
     WorkerFailed,
 )
 from meshnode.gossip.member import Member
-from meshnode.inference import Chunk, End, Event, Message, Phase, Progress, Request, Resume, ToolCall
+from meshnode.inference import Chunk, End, Event, Finish, Message, Phase, Progress, Request, Resume, ToolCall, Usage
 from meshnode.names import ModelDigest, short
 from meshnode.routing.ask import ask_of
 from meshnode.routing.breaker import FIRST_S
@@ -113,7 +113,7 @@ async def test_an_answer_whose_node_is_lost_goes_on_at_another_with_the_same_wei
     assert (answer.node, answer.resumed) == ("other", 1)
     first, second = workers["entry"].requests[0], workers["other"].requests[0]
     said = sum(len(word.text) for word in FakeWorker().words[:after])
-    assert second.resume == Resume(token_ids=tuple(range(after)), emitted_chars=said)
+    assert second.resume == (Resume(token_ids=tuple(range(after)), emitted_chars=said),)
     assert first.sampling.seed is not None
     assert second.sampling == first.sampling
 
@@ -126,8 +126,8 @@ async def test_who_goes_on_is_told_how_much_of_thoughts_and_calls_was_passed_on(
     async with dispatcher(workers).submit(ASK) as answer:
         assert await text_of(answer) == "!"
 
-    assert workers["other"].requests[0].resume == Resume(
-        token_ids=(0, 1), emitted_chars=0, emitted_reasoning=3, emitted_arguments=8
+    assert workers["other"].requests[0].resume == (
+        Resume(token_ids=(0, 1), emitted_chars=0, emitted_reasoning=3, emitted_arguments=8),
     )
 
 
@@ -179,6 +179,46 @@ async def test_vectors_are_not_gone_on_with_elsewhere() -> None:
             await text_of(answer)
 
     assert not workers["other"].requests
+
+
+async def test_of_several_choices_each_goes_on_where_it_was_and_none_finishes_twice() -> None:
+    """One had ended when the node was lost: that it has, is said once more by whoever goes on, and not passed on."""
+
+    class Choices(FakeWorker):
+        """Says these chunks, then is lost or ends."""
+
+        def __init__(self, *chunks: Chunk, lost: bool = False) -> None:
+            super().__init__()
+            self.chunks, self.lost = chunks, lost
+
+        @asynccontextmanager
+        async def submit(self, request: Request) -> AsyncIterator[Events]:
+            self.requests.append(request)
+            yield self.events()
+
+        async def events(self) -> AsyncIterator[tuple[Event, ...]]:
+            for chunk in self.chunks:
+                yield (chunk,)
+            if self.lost:
+                raise LinkLost("gone")
+            yield (End(usage=Usage(prompt_tokens=1, completion_tokens=4)),)
+
+    begun = [
+        Chunk(choice=0, text="a", token_ids=(1,)),
+        Chunk(choice=1, text="x", token_ids=(7,)),
+        Chunk(choice=0, text="b", token_ids=(2,), finish=Finish.STOP),
+    ]
+    rest = [Chunk(choice=0, text="", finish=Finish.STOP), Chunk(choice=1, text="y", token_ids=(8,), finish=Finish.LENGTH)]
+    workers = {"entry": Choices(*begun, lost=True), "other": Choices(*rest)}
+    asked = msgspec.structs.replace(ASK, n=2)
+    async with dispatcher(dict(workers)).submit(asked) as answer:
+        events = [event async for batch in answer.events for event in batch]
+
+    assert events[:-1] == [*begun, rest[1]]
+    assert workers["other"].requests[0].resume == (
+        Resume(token_ids=(1, 2), emitted_chars=2),
+        Resume(token_ids=(7,), emitted_chars=1),
+    )
 
 
 async def test_where_no_further_node_can_go_on_the_failure_is_the_one_that_was_seen() -> None:
@@ -695,7 +735,7 @@ async def test_an_answer_outlives_the_restart_of_every_node_and_may_come_back_to
 
         @asynccontextmanager
         async def submit(self, request: Request) -> AsyncIterator[Events]:
-            said = len(request.resume.token_ids) if request.resume else 0
+            said = len(request.resume[0].token_ids) if request.resume else 0
             self.fail_after, self.failure = said + 1, lambda: Draining("leaving")
             async with super().submit(request) as events:
                 yield events

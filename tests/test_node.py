@@ -10,8 +10,9 @@ from meshnode import node as node_module
 from meshnode.address import Address
 from meshnode.config import load
 from meshnode.datadir import DataDir
-from meshnode.errors import InvalidRequest, ModelUnavailable
+from meshnode.errors import ConfigurationError, InvalidRequest, ModelUnavailable
 from meshnode.identity import Token
+from meshnode.keys import KeyRing, Wanted
 from meshnode.mesh.listen import local_address
 from meshnode.names import ModelDigest
 from meshnode.node import Node
@@ -105,3 +106,20 @@ async def test_what_does_not_fit_into_the_record_is_told_in_the_log_and_ends_not
     assert [line for line in caplog.messages if "model/aa" in line] == [
         "the others cannot be told of model/aa: a record of more than 256 keys; a restart of this node helps"
     ]
+
+
+def test_an_api_that_others_reach_takes_a_key_or_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def check(keys: KeyRing, **flags: object) -> None:
+        node_module._check_open_api(load({"data_dir": str(tmp_path), **flags}, {}), keys)
+
+    some = KeyRing()
+    some.new(Wanted(), now=0)
+    check(KeyRing(), api="127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match="--insecure-api") as caught:
+        check(KeyRing(), api="0.0.0.0:1")
+
+    assert "meshnode key new" in caught.value.hint
+    assert not caplog.records
+    check(some, api="0.0.0.0:1")
+    check(KeyRing(), api="0.0.0.0:1", insecure_api=True)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]

@@ -122,9 +122,12 @@ def test_the_json_for_programs() -> None:
                 "aliases": [],
                 "size": 1000,
                 "context_length": 1024,
+                "origin": "",
+                "cost": "",
             }
         ],
         "load": {"active": 0, "slots": 4, "queued": 0, "tokens_per_s": 0.0},
+        "remotes": [],
     }
 
 

@@ -10,13 +10,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
-from meshnode.api import administration, auth, handlers, token_endpoints
+from meshnode.api import administration, auth, handlers, key_endpoints, token_endpoints
 from meshnode.api import ollama_endpoints as ollama
+from meshnode.api.account import Account
 from meshnode.api.dialect import Dialect, dialect_of
 from meshnode.api.exchange import Exchange, Node
 from meshnode.api.failure import WrongMethod, failure
 from meshnode.api.http import Headers, Request, Response, header_text
+from meshnode.api.metrics import Metrics
+from meshnode.api.quota import Quota
+from meshnode.api.scoped import Scoped, scope_of
 from meshnode.errors import InternalError, MeshnodeError, NotFound
+from meshnode.inference import Usage
+from meshnode.keys import KeyRing
 from meshnode.names import printable
 
 log = logging.getLogger("meshnode.api")
@@ -32,6 +38,8 @@ class Route:
     path: str
     handler: Handler
     admin: bool = False
+    here: bool = False
+    """Only for clients on this machine, who need no key."""
 
     def match(self, path: str) -> str | None:
         """What `{id}` stands for, empty without one; None when the path is another."""
@@ -65,24 +73,40 @@ ROUTES = (
     Route("GET", "/healthz", handlers.healthz),
     Route("GET", "/health", handlers.healthz),
     Route("GET", "/readyz", handlers.readyz),
+    Route("GET", "/metrics", handlers.metrics, here=True),
     Route("GET", "/mesh/v1/status", handlers.status, admin=True),
     Route("POST", "/mesh/v1/join", handlers.join, admin=True),
+    Route("POST", "/mesh/v1/remotes", handlers.add_remote, admin=True),
+    Route("DELETE", "/mesh/v1/remotes/{id}", handlers.remove_remote, admin=True),
     Route("POST", "/mesh/v1/drain", administration.drain, admin=True),
     Route("POST", "/mesh/v1/explain", administration.explain, admin=True),
+    Route("GET", "/mesh/v1/keys", key_endpoints.listed, admin=True),
+    Route("POST", "/mesh/v1/keys", key_endpoints.new, admin=True),
+    Route("DELETE", "/mesh/v1/keys/{id}", key_endpoints.revoke, admin=True),
 )
 
 
+_PLAIN = frozenset(route.path for route in ROUTES if "{id}" not in route.path)
 _LIKELY = ("/v1/chat/completions", "/v1/models", "/v1/messages", "/api/chat")
 
 
 class App:
-    """Answers the requests of one node. `hosts` are further names and addresses that a Host header may carry."""
+    """Answers the requests of one node. `hosts` are further names and addresses that a Host header may carry.
 
-    def __init__(self, node: Node, *, admin_secret: str, hosts: frozenset[str]) -> None:
+    `keyless`: whoever reaches the port may use the models, from wherever.
+    """
+
+    def __init__(
+        self, node: Node, *, admin_secret: str, hosts: frozenset[str], keys: KeyRing | None = None, keyless: bool = False
+    ) -> None:
         self._node = node
         self._admin_secret = admin_secret
+        self._keys = KeyRing() if keys is None else keys
+        self._quota = Quota(self._keys)
+        self._keyless = keyless
         self._hosts = frozenset(host.lower() for host in hosts) | {node.name.lower()}
         self._started = int(time.time())
+        self._metrics = Metrics(node)
 
     @asynccontextmanager
     async def __call__(self, request: Request) -> AsyncIterator[Response]:
@@ -90,6 +114,8 @@ class App:
         began = time.monotonic()
         exchange = self._exchange(request)
         dialect = dialect_of(request)
+        path = _path_label(request.path)
+        self._metrics.begun()
         response = Response(status=499)  # the web's word for a client that left before its answer; only the log shows it
         sent = "cut"
         try:
@@ -97,20 +123,26 @@ class App:
                 try:
                     response = await work.enter_async_context(self._route(exchange))
                 except MeshnodeError as error:
+                    self._metrics.failed(error.code)
                     response = failure(error, dialect, exchange.shown_id)
                 except Exception:
                     log.exception("%s: an endpoint failed by a bug; please report it.", exchange.id)
+                    self._metrics.failed(InternalError.code)
                     response = failure(InternalError("The node failed to answer; its log says why."), dialect, exchange.shown_id)
                 response = replace(response, headers=self._headers(response.headers, exchange.shown_id, began, dialect))
                 yield response
                 sent = "sent"
         finally:
+            self._metrics.ended(path, response.status)
             self._log(exchange, response, sent, began)
 
     def refuse(self, error: MeshnodeError) -> Response:
         """The answer to what never became a request; logs it."""
         request_id = f"req-{uuid.uuid4().hex}"
         log.info("refused %d %s id=%s", error.status, error.code, request_id)
+        self._metrics.begun()
+        self._metrics.failed(error.code)
+        self._metrics.ended("", error.status)
         response = failure(error, Dialect.OPENAI, request_id)
         return replace(response, headers=self._headers(response.headers, request_id, time.monotonic(), Dialect.OPENAI))
 
@@ -126,6 +158,8 @@ class App:
             id=f"{theirs}-{fresh[:12]}" if theirs else f"req-{fresh}",
             shown_id=theirs or f"req-{fresh}",
             started=self._started,
+            keys=self._keys,
+            metrics=self._metrics,
         )
 
     @asynccontextmanager
@@ -133,11 +167,25 @@ class App:
         request = exchange.request
         auth.check_host(request, self._hosts)
         auth.check_origin(request)
+        caller = auth.caller_of(request, secret=self._admin_secret, keys=self._keys)
+        auth.check_use(request, caller, keyless=self._keyless)
         route, rest = _find(request.method, request.path)
         if route.admin:
-            auth.check_admin(request, self._admin_secret)
-        async with route.handler(replace(exchange, rest=rest)) as response:
+            auth.check_admin(request, caller)
+        elif route.here:
+            auth.check_here(request)
+        elif caller.key and route.method == "POST":
+            self._quota.admit(caller.key, now=time.monotonic())
+        node = self._account(Scoped(self._node, scope_of(request)), caller)
+        async with route.handler(replace(exchange, rest=rest, node=node)) as response:
             yield response
+
+    def _account(self, node: Node, caller: auth.Caller) -> Account:
+        def charge(usage: Usage) -> None:
+            if caller.key:
+                self._quota.charge(caller.key, usage.prompt_tokens + usage.completion_tokens, now=time.monotonic())
+
+        return Account(node, caller, on_usage=charge, metrics=self._metrics)
 
     def _headers(self, own: Headers, request_id: str, began: float, dialect: Dialect) -> Headers:
         """What every answer carries; a handler's own headers win."""
@@ -169,6 +217,11 @@ class App:
 
 def _is_sane(request_id: str) -> bool:
     return 0 < len(request_id) <= 64 and request_id.isascii() and all(char.isalnum() or char in "._:-" for char in request_id)
+
+
+def _path_label(path: str) -> str:
+    """The path of the route, for the metrics: one of few, whatever clients ask for. Empty for a path that there is not."""
+    return path if path in _PLAIN else next((route.path for route in ROUTES if route.match(path) is not None), "")
 
 
 def _find(method: str, path: str) -> tuple[Route, str]:

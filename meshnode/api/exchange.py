@@ -9,18 +9,32 @@ import msgspec
 
 from meshnode import inference
 from meshnode.api.http import Headers, Request, Response
+from meshnode.api.metrics import Metrics
 from meshnode.backend import Events
+from meshnode.gossip.member import Member
+from meshnode.keys import KeyRing
+from meshnode.remote import Remote
+from meshnode.routing.scope import Scope
 from meshnode.routing.table import Listing
+from meshnode.wire.messages import ModelState
 
 
 class Answer(Protocol):
     """An answer under way. `node`, `model` and `reason` are final once `events` has yielded its first Chunk."""
 
-    node: str
-    model: str
-    reason: str
-    resumed: int
-    """How often another node went on with it after its first text."""
+    @property
+    def node(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def resumed(self) -> int:
+        """How often another node went on with it after its first text."""
+        ...
 
     @property
     def events(self) -> Events: ...
@@ -32,14 +46,21 @@ class Node(Protocol):
     @property
     def name(self) -> str: ...
 
-    def submit(self, request: inference.Request) -> AbstractAsyncContextManager[Answer]:
-        """Answer it somewhere in the mesh; `request.model` is what the client typed. Raises MeshnodeError.
+    def submit(self, request: inference.Request, scope: Scope = Scope.ANY) -> AbstractAsyncContextManager[Answer]:
+        """Answer it somewhere within `scope`; `request.model` is what the client typed, `caller` the id of its key if it has one.
+        Raises MeshnodeError.
 
         Leaving the block cancels the work.
         """
         ...
 
-    def models(self) -> tuple[Listing, ...]: ...
+    def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]: ...
+
+    def members(self) -> tuple[Member, ...]: ...
+
+    def load(self) -> tuple[ModelState, ...]:
+        """Of this node's own models."""
+        ...
 
     def report(self) -> msgspec.Struct:
         """The status, to be shown as JSON."""
@@ -50,6 +71,17 @@ class Node(Protocol):
 
         Returns which mesh and which node that is now, to be shown as JSON.
         """
+        ...
+
+    async def add_remote(self, remote: Remote) -> msgspec.Struct:
+        """Try a remote service and, if it can be used, keep and offer it. Raises MeshnodeError.
+
+        Returns what there is to say about it, to be shown as JSON.
+        """
+        ...
+
+    async def remove_remote(self, name: str) -> msgspec.Struct:
+        """Offer it no longer, and forget its secrets. Raises MeshnodeError."""
         ...
 
     def drain(self, on: bool, *, hand_over: bool = False) -> msgspec.Struct:
@@ -78,6 +110,9 @@ class Exchange:
     shown_id: str
     started: int
     """Unix time of the node's start."""
+    keys: KeyRing
+    """For the admin endpoints."""
+    metrics: Metrics
     rest: str = ""
     """What the route's `{id}` stands for."""
 

@@ -5,10 +5,10 @@ import math
 from meshnode.api import anthropic_error, ollama_error, openai_error
 from meshnode.api.dialect import Dialect
 from meshnode.api.http import Headers, Response
-from meshnode.errors import MeshnodeError, MethodNotAllowed, ServingError, Unauthorized
+from meshnode.errors import MeshnodeError, MethodNotAllowed, RateLimited, ServingError, Unauthorized
 
 _MAX_RETRY_AFTER_S = 120
-"""The official clients refuse to wait longer, and then do not retry at all."""
+"""The official clients refuse to wait longer, and then do not retry at all. A key's limit is told as it is: no guess of ours."""
 
 
 class WrongMethod(MethodNotAllowed):
@@ -23,7 +23,8 @@ def failure(error: MeshnodeError, dialect: Dialect, request_id: str) -> Response
     """`request_id` is the one that the client sees."""
     headers: Headers = (("content-type", "application/json"), ("x-meshnode-reason", error.code))
     if error.retry_after is not None:
-        headers += (("retry-after", str(min(max(math.ceil(error.retry_after), 1), _MAX_RETRY_AFTER_S))),)
+        longest = math.inf if isinstance(error, RateLimited) else _MAX_RETRY_AFTER_S
+        headers += (("retry-after", str(min(max(math.ceil(error.retry_after), 1), longest))),)
     if error.status >= 500 and not (isinstance(error, ServingError) and error.retryable):
         headers += (("x-should-retry", "false"),)  # the official clients ask again after any 5xx otherwise
     if isinstance(error, Unauthorized):

@@ -16,10 +16,12 @@ from meshnode.api.embeddings import Collected as Vectors
 from meshnode.api.embeddings import embeddings_request
 from meshnode.api.exchange import Exchange, json_response, plain
 from meshnode.api.http import Response
+from meshnode.api.metrics import MEDIA_TYPE
 from meshnode.api.openai import chat_request
 from meshnode.api.prompts import completion_request
-from meshnode.errors import InvalidRequest, ModelNotFound
+from meshnode.errors import ConfigurationError, InvalidRequest, ModelNotFound
 from meshnode.names import printable
+from meshnode.remote import Remote, checked
 from meshnode.routing.table import Listing
 
 
@@ -92,6 +94,7 @@ def _model_object(listing: Listing, created: int) -> dict[str, object]:
             "context_length": listing.context_length,
             "nodes": listing.nodes,
             "loaded_on": listing.loaded_on,
+            "origins": listing.origins,
         },
     }
 
@@ -120,6 +123,11 @@ def readyz(exchange: Exchange) -> Response:
     return json_response(b'{"status":"ready"}')
 
 
+@plain
+def metrics(exchange: Exchange) -> Response:
+    return Response(headers=(("content-type", MEDIA_TYPE),), body=exchange.metrics.text())
+
+
 class _Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peer: str | None = None
 
@@ -132,6 +140,25 @@ async def join(exchange: Exchange) -> AsyncIterator[Response]:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f'The body must be {{}} or {{"peer": "HOST:PORT"}}: {printable(str(error))}.') from error
     yield json_response(msgspec.json.encode(await exchange.node.join(wanted.peer)))
+
+
+@asynccontextmanager
+async def add_remote(exchange: Exchange) -> AsyncIterator[Response]:
+    """Values only: no path is read and no command run because HTTP says so (security rule 13)."""
+    try:
+        wanted = msgspec.json.decode(exchange.request.body, type=Remote)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The body is no remote: {printable(str(error))}.") from None
+    try:
+        remote = checked(wanted)
+    except ConfigurationError as error:
+        raise InvalidRequest(error.message, hint=error.hint) from error
+    yield json_response(msgspec.json.encode(await exchange.node.add_remote(remote)))
+
+
+@asynccontextmanager
+async def remove_remote(exchange: Exchange) -> AsyncIterator[Response]:
+    yield json_response(msgspec.json.encode(await exchange.node.remove_remote(exchange.rest)))
 
 
 @plain

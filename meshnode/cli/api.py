@@ -21,12 +21,17 @@ class NotRunning(Exception):
 
 def get(path: str, data_dir: Path) -> bytes:
     """The body of an admin request. Raises NotRunning, or MeshnodeError when the node refuses."""
-    return _request("GET", path, data_dir, None)
+    return _request("GET", path, data_dir)
 
 
-def post(path: str, data_dir: Path, body: object) -> bytes:
+def post(path: str, data_dir: Path, body: object, *, timeout_s: float = TIMEOUT_S) -> bytes:
     """Likewise, with `body` as JSON."""
-    return _request("POST", path, data_dir, json.dumps(body).encode())
+    return _request("POST", path, data_dir, body=json.dumps(body).encode(), timeout_s=timeout_s)
+
+
+def delete(path: str, data_dir: Path) -> bytes:
+    """Likewise."""
+    return _request("DELETE", path, data_dir)
 
 
 def running(data_dir: Path) -> RunFile | None:
@@ -34,12 +39,12 @@ def running(data_dir: Path) -> RunFile | None:
     return DataDir.open(data_dir).read_run() if os.path.isdir(data_dir) else None
 
 
-def _request(method: str, path: str, data_dir: Path, body: bytes | None) -> bytes:
+def _request(method: str, path: str, data_dir: Path, *, body: bytes | None = None, timeout_s: float = TIMEOUT_S) -> bytes:
     run = running(data_dir)
     if run is None:
         start = f"meshnode up{data_dir_flag(data_dir)}"
         raise NotRunning(f"Cannot reach meshnode: no node runs on {data_dir}. Start it with: {start}")
-    status, answer = _ask(run, data_dir, method=method, path=path, body=body)
+    status, answer = _ask(run, data_dir, method=method, path=path, body=body, timeout_s=timeout_s)
     if status != 200:
         raise MeshnodeError(f"The node on {run.api} answered {status}: {_said(answer)}")
     return answer
@@ -54,11 +59,11 @@ def _said(answer: bytes) -> str:
     return printable(text, 300)
 
 
-def _ask(run: RunFile, data_dir: Path, *, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+def _ask(run: RunFile, data_dir: Path, *, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
     import http.client
 
     address = reachable(parse(run.api, flag="api"))
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=timeout_s)
     try:
         connection.request(method, path, body, headers={"Authorization": f"Bearer {run.secret}"})
         answer = connection.getresponse()

@@ -51,6 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
     return _join_now(data_dir.path, host, as_json=arguments.json)
 
 
+def dial(data_dir: DataDir, host: str, *, as_json: bool) -> int:
+    """Dial a node of this very mesh, now and after every start."""
+    credentials.kept_token(data_dir) or credentials.keep_new_token(data_dir)
+    return _join_now(data_dir.path, host, as_json=as_json) if _runs(data_dir) else _store(data_dir, host, as_json=as_json)
+
+
 def _runs(data_dir: DataDir) -> bool:
     """Whether a node runs there. One that is just starting has the lock before it can be asked, and has read the old token."""
     end = time.monotonic() + WAIT_S

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from meshnode import __version__
-from meshnode.cli import drain, env, explain, join, members, models, status, token, up
+from meshnode.cli import add, drain, env, explain, join, key, members, models, remotes, remove, status, token, up
 from meshnode.cli.arguments import Parser
 from meshnode.errors import MeshnodeError
 
@@ -19,9 +19,13 @@ _COMMANDS = {
     "status": status,
     "members": members,
     "models": models,
+    "remotes": remotes,
+    "add": add,
+    "remove": remove,
     "explain": explain,
     "drain": drain,
     "token": token,
+    "key": key,
     "env": env,
 }
 _GLOBAL = {"-h", "--help", "--version"}

@@ -33,6 +33,30 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 0
     origin: str = ""
     """Empty for the node's own worker, else the bridge's name."""
+    cost: str = ""
+    """Of a bridge's: what an answer costs its owner, one of `remote.Cost`."""
+
+
+class Bridged(msgspec.Struct, frozen=True, kw_only=True):
+    """A remote service that a node bridges, as its record tells. Gossiped as the key `remote/<name>`; never with its secrets."""
+
+    name: str
+    kind: str
+    """router or cluster"""
+    service: str = ""
+    """Equal at nodes that bridge the same: a hash of its address."""
+    state: str = ""
+    reason: str = ""
+    """Why it is not ready, or what is not as it should be although it is."""
+    models: int = 0
+    left_out: tuple[tuple[str, str], ...] = ()
+    """What it has and the node does not offer: (model or service, why); the first few."""
+    cost: str = ""
+    spill_over: bool = False
+    insecure: bool = False
+    requests: int = 0
+    tokens: int = 0
+    errors: int = 0
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +83,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     memory: tuple[int, int] = (0, 0)
     """Total and available bytes of its machine; zeros: it does not say."""
     models: tuple[Model, ...] = ()
+    remotes: tuple[Bridged, ...] = ()
     load: tuple[ModelState, ...] = ()
     load_at: float = 0.0
     sketches: tuple[tuple[Sketch, float], ...] = ()

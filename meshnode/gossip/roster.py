@@ -4,7 +4,7 @@ from meshnode.gossip import view
 from meshnode.gossip.detector import Detector
 from meshnode.gossip.dialling import Dialler
 from meshnode.gossip.knowledge import Knowledge
-from meshnode.gossip.member import Member, Model, State
+from meshnode.gossip.member import Member, State
 from meshnode.gossip.outsiders import Outsiders
 from meshnode.gossip.peer import Peer
 from meshnode.gossip.plan import Planner
@@ -13,7 +13,7 @@ from meshnode.names import NodeId, short
 
 
 class Roster:
-    """Reads what the other parts of the engine keep; has nothing of its own but the models that it has decoded."""
+    """Reads what the other parts of the engine keep; has nothing of its own but what it has decoded of records."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Roster:
         self._planner = planner
         self._detector = detector
         self._ourselves = ourselves
-        self._models: dict[NodeId, tuple[Record, tuple[Model, ...]]] = {}
+        self._decoded: dict[NodeId, tuple[Record, view.Read]] = {}
 
     def members(self, *, now: float) -> tuple[Member, ...]:
         """By name and id."""
@@ -55,7 +55,7 @@ class Roster:
         return self._detector.evidence(node)
 
     def forget(self, node: NodeId) -> None:
-        self._models.pop(node, None)
+        self._decoded.pop(node, None)
 
     def _member(self, node: NodeId, now: float) -> Member:
         record = self._known.beliefs[node].record
@@ -77,8 +77,8 @@ class Roster:
             return State.DOWN
         return State.SUSPECT if self._detector.is_suspect(record.origin) else State.ALIVE
 
-    def _read(self, record: Record) -> tuple[Model, ...]:
-        read = self._models.get(record.origin)
-        if read is None or read[0] is not record:
-            read = self._models[record.origin] = (record, view.models(record))
-        return read[1]
+    def _read(self, record: Record) -> view.Read:
+        decoded = self._decoded.get(record.origin)
+        if decoded is None or decoded[0] is not record:
+            decoded = self._decoded[record.origin] = (record, view.read(record))
+        return decoded[1]

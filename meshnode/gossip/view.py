@@ -1,10 +1,11 @@
 """Members as status and routing see them, and in words why one is not routable (pure)."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from meshnode.errors import PeerError
 from meshnode.gossip.dialling import Attempt, read_addr
-from meshnode.gossip.member import Member, Model, State
+from meshnode.gossip.member import Bridged, Member, Model, State
 from meshnode.gossip.peer import Peer
 from meshnode.gossip.record import Record
 from meshnode.names import is_name, printable, short
@@ -19,8 +20,20 @@ DRAINING = "draining"
 """There while the node finishes what it has and takes nothing new; its value is NIL."""
 NIL = b"\xc0"
 MODEL = "model/"
+REMOTE = "remote/"
 MAX_ADDRS = 16
 _MAX_MEMORY = 2**50
+
+
+class Read(NamedTuple):
+    """The decoded part of a record that is dear to decode."""
+
+    models: tuple[Model, ...]
+    remotes: tuple[Bridged, ...]
+
+
+def read(record: Record) -> Read:
+    return Read(models(record), remotes(record))
 
 
 def encode_model(model: Model) -> bytes:
@@ -33,8 +46,11 @@ def decode_model(raw: bytes) -> Model:
     model = decode_value(raw, Model)
     if not all(map(is_name, (model.name, *model.aliases))) or len(model.digest) not in (0, 32):
         raise PeerError("unreadable record: the model's name, alias or digest is none")
-    if not (is_name(model.origin) or model.origin == "") or min(model.size, model.context_length, model.slots) < 0:
-        raise PeerError("unreadable record: the model's origin or a number of it is none")
+    if (
+        not all(is_name(word) or word == "" for word in (model.origin, model.cost))
+        or min(model.size, model.context_length, model.slots) < 0
+    ):
+        raise PeerError("unreadable record: the model's origin, cost or a number of it is none")
     return model
 
 
@@ -49,6 +65,22 @@ def models(record: Record) -> tuple[Model, ...]:
     """The models that can be read, in the order of their keys."""
     found = (_model_or_none(entry) for key, entry in sorted(record.entries.items()) if key.startswith(MODEL))
     return tuple(model for model in found if model)
+
+
+def remotes(record: Record) -> tuple[Bridged, ...]:
+    """The remote services that can be read, in the order of their keys. What is text in them is for people."""
+    found = (_bridged_or_none(entry) for key, entry in sorted(record.entries.items()) if key.startswith(REMOTE))
+    return tuple(remote for remote in found if remote)
+
+
+def _bridged_or_none(entry: Entry) -> Bridged | None:
+    try:
+        remote = decode_value(entry.value, Bridged) if entry.value is not None else None
+    except PeerError:
+        return None
+    if remote is None or not is_name(remote.name) or min(remote.models, remote.requests, remote.tokens, remote.errors) < 0:
+        return None
+    return remote
 
 
 def unreadable(entries: Iterable[Entry]) -> list[str]:
@@ -135,8 +167,8 @@ def reason(record: Record, peer: Peer, attempt: Attempt | None, *, refused: str,
     return "its link is being closed" if peer.links else _unlinked(peer, attempt, refused=refused, now=now)
 
 
-def member(record: Record, peer: Peer, *, state: State, since: float | None, why_not: str, read: tuple[Model, ...]) -> Member:
-    """`record` and what we know besides, as one value. `read` are its models."""
+def member(record: Record, peer: Peer, *, state: State, since: float | None, why_not: str, read: Read) -> Member:
+    """`record` and what we know besides, as one value. `read` is what was decoded of it."""
     link = peer.link
     said = addresses(record, peer)
     return Member(
@@ -154,7 +186,8 @@ def member(record: Record, peer: Peer, *, state: State, since: float | None, why
         version=version(record, peer),
         epoch=record.epoch,
         memory=memory(record),
-        models=read,
+        models=read.models,
+        remotes=read.remotes,
         load=peer.load,
         load_at=peer.load_at,
         sketches=tuple(peer.sketches.values()),

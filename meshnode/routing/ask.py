@@ -30,7 +30,7 @@ def ask_of(request: Request, digest: ModelDigest, *, usual_output: float) -> Ask
     texts = (*(message.content for message in request.messages), *(request.inputs or ()), request.tools or "", prompt)
     tokens = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) / BYTES_PER_TOKEN
     tokens += TURN_TOKENS * len(request.messages) + (len(request.prompt) if isinstance(request.prompt, tuple) else 0)
-    resumed = len(request.resume.token_ids) if request.resume else 0
+    resumed = sum(len(each.token_ids) for each in request.resume or ()) // max(1, request.n)
     limit = request.sampling.max_tokens
     expected = usual_output if limit is None else min(limit, usual_output)
     if request.inputs is not None:

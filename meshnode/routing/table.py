@@ -14,12 +14,16 @@ import msgspec
 from meshnode.errors import ModelNotFound, ModelUnavailable
 from meshnode.gossip.member import Member, Model, State
 from meshnode.names import ModelDigest, NodeId, printable, short
+from meshnode.routing.scope import Scope
 from meshnode.wire.messages import ModelState, Sketch
 
 MAX_COMPARED = 1000
 """Names that a wrong one is compared with: 10 us each on the event loop, and members can tell of a million."""
 RETRY_AFTER_S = 5.0
 """A node that restarts is back within seconds: a guess, in the range 1 to 120 that the official clients honour."""
+
+
+NOBODY = NodeId(bytes(16))
 STATUS_HINT = "`meshnode status` there says more."
 
 
@@ -77,18 +81,22 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     """Names of the nodes that can serve it, sorted."""
     loaded_on: tuple[str, ...]
     """Those of them that need not load it first."""
+    origins: tuple[str, ...] = ()
+    """Names of the remotes that have it; none: the nodes themselves."""
 
 
 Holding = tuple[Member, Model]
 
 
-def route(wanted: str, members: Iterable[Member], *, me: NodeId, only_local: bool = False) -> Route:
+def route(wanted: str, members: Iterable[Member], *, me: NodeId, only_local: bool = False, scope: Scope = Scope.ANY) -> Route:
     """Who can serve `wanted` now. Raises ModelNotFound (nobody knows it) or ModelUnavailable (known, and nowhere up)."""
     members = tuple(members)
-    holdings = [(member, model) for member in members for model in member.models]
-    name, pin = _split_pin(wanted, holdings, members)
+    everywhere = [(member, model) for member in members for model in member.models]
+    holdings = [holding for holding in everywhere if _is_within(holding, scope, me)]
+    name, pin = _split_pin(wanted, everywhere, members)
     digest = _digest_of(name, holdings)
     if digest is None:
+        _check_scope(wanted, name, everywhere, scope)
         raise _unknown(wanted, name, holdings, members)
     held = [
         (member, model)
@@ -100,9 +108,40 @@ def route(wanted: str, members: Iterable[Member], *, me: NodeId, only_local: boo
         raise ModelNotFound(f"Node `{pin}` does not have the model `{name}`.", hint=f"It is on: {nodes}.", param="model")
     up = [holding for holding in held if holding[0].routable and (not only_local or holding[0].id == me)]
     usable = [holding for holding in up if _is_usable(holding)]
-    if not usable:
+    spilled = [] if only_local or pin or any(map(_has_room, usable)) else _spill_over(name, digest, holdings, me)
+    if not usable and not spilled:
         raise ModelUnavailable(_why_not(wanted, held, up), hint=STATUS_HINT, retry_after=RETRY_AFTER_S)
-    return Route(model=name, digest=digest, candidates=tuple(_candidate(member, model, me) for member, model in usable))
+    own = (_candidate(member, model, me, name) for member, model in usable)
+    return Route(model=name, digest=digest, candidates=(*own, *spilled))
+
+
+def _has_room(holding: Holding) -> bool:
+    """Whether a slot is free, as far as its node tells."""
+    load = _live(*holding)
+    return load is None or load.active + load.queued < max(1, load.slots)
+
+
+def _spill_over(name: str, digest: ModelDigest, holdings: list[Holding], me: NodeId) -> list[Candidate]:
+    """Remotes that have a model of this name and were registered to help out where the mesh's own nodes are busy or away.
+
+    They are asked by the name that can mean nothing else: theirs may be other weights, and the bare name means the mesh's.
+    """
+    if not digest:
+        return []
+    return [
+        _candidate(member, model, me, f"{model.origin}/{model.name}")
+        for member, model in holdings
+        if model.origin
+        and member.routable
+        and _helps_out(member, model)
+        and name in _names(model)
+        and _is_usable((member, model))
+    ]
+
+
+def _helps_out(member: Member, model: Model) -> bool:
+    pinned = bool(model.origin) and f"{model.origin}/{model.name}" in model.aliases
+    return pinned and any(remote.name == model.origin and remote.spill_over for remote in member.remotes)
 
 
 def unambiguous(candidate: Candidate) -> str:
@@ -110,11 +149,10 @@ def unambiguous(candidate: Candidate) -> str:
     return f"{candidate.model}#{short(candidate.digest)}" if candidate.digest else candidate.model
 
 
-def listings(members: Iterable[Member]) -> tuple[Listing, ...]:
-    """Every model that some routable node can serve, if need be once it has loaded it, by id."""
-    holdings = [
-        (member, model) for member in members if member.routable for model in member.models if _is_usable((member, model))
-    ]
+def listings(members: Iterable[Member], *, me: NodeId = NOBODY, scope: Scope = Scope.ANY) -> tuple[Listing, ...]:
+    """Every model that some routable node can serve, if need be once it has loaded it, to a request of this scope, by id."""
+    every = [(member, model) for member in members if member.routable for model in member.models if _is_usable((member, model))]
+    holdings = [holding for holding in every if _is_within(holding, scope, me)]
     listed = {}
     for _, model in holdings:
         identity = _public_name(model, holdings)
@@ -130,12 +168,33 @@ def listings(members: Iterable[Member]) -> tuple[Listing, ...]:
             context_length=max(other.context_length for _, other in same),
             nodes=tuple(sorted({member.name for member, _ in same})),
             loaded_on=tuple(sorted({member.name for member, other in same if state_of(member, other) in {"ready", ""}})),
+            origins=tuple(sorted({other.origin for _, other in same if other.origin})),
         )
     return tuple(sorted(listed.values(), key=lambda listing: listing.id))
 
 
+def _is_within(holding: Holding, scope: Scope, me: NodeId) -> bool:
+    member, model = holding
+    return scope is Scope.ANY or (not model.origin and (scope is Scope.LAN or member.id == me))
+
+
+def _check_scope(wanted: str, name: str, everywhere: list[Holding], scope: Scope) -> None:
+    """Raise ModelNotFound when the model is only where the request may not go."""
+    places = sorted({_place(member, model) for member, model in everywhere if name in _names(model)})
+    if places:
+        raise ModelNotFound(
+            f"The model `{printable(wanted, 128)}` is beyond the scope `{scope}` of this request: it is on {', '.join(places)}.",
+            hint="A wider scope is asked for with `x-meshnode-scope: any`, where the node allows it.",
+            param="model",
+        )
+
+
+def _place(member: Member, model: Model) -> str:
+    return f"{member.name} via {model.origin}" if model.origin else member.name
+
+
 def _names(model: Model) -> tuple[str, ...]:
-    return (model.name, *model.aliases, f"{model.name}#{short(model.digest)}")
+    return (model.name, *model.aliases, f"{model.name}#{short(model.digest)}") if model.digest else (model.name, *model.aliases)
 
 
 def _answers_to(model: Model, name: str, pin: str | None) -> bool:
@@ -159,19 +218,23 @@ def _split_pin(wanted: str, holdings: list[Holding], members: tuple[Member, ...]
 
 
 def _digest_of(name: str, holdings: list[Holding]) -> ModelDigest | None:
-    """The weights that `name` means; the empty digest for a model behind a bridge; None when nobody has the name."""
+    """The weights that `name` means; the empty digest for a model that is only behind bridges; None when nobody has the name."""
     holders = Counter(model.digest for _, model in holdings if name in _names(model))
     if not holders:
         return None
     sizes = {model.digest: model.size for _, model in holdings}
-    return max(holders, key=lambda digest: (holders[digest], sizes[digest], digest))
+    return max(holders, key=lambda digest: (bool(digest), holders[digest], sizes[digest], digest))
 
 
 def _public_name(model: Model, holdings: list[Holding]) -> str:
     """The most used name of these weights, with the digest where the bare name means other weights."""
     names = Counter(other.name for _, other in holdings if other.digest == model.digest and model.digest)
     name = max(names, key=lambda each: (names[each], each)) if names else model.name
-    return name if _digest_of(name, holdings) == model.digest else f"{name}#{short(model.digest)}"
+    if _digest_of(name, holdings) == model.digest:
+        return name
+    if model.digest:
+        return f"{name}#{short(model.digest)}"
+    return next((alias for alias in model.aliases if _digest_of(alias, holdings) == model.digest), name)
 
 
 def _live(member: Member, model: Model) -> ModelState | None:
@@ -189,11 +252,12 @@ def _is_usable(holding: Holding) -> bool:
     return state_of(*holding) in {"ready", "available", "loading", ""}
 
 
-def _candidate(member: Member, model: Model, me: NodeId) -> Candidate:
+def _candidate(member: Member, model: Model, me: NodeId, name: str) -> Candidate:
+    """Behind a bridge the name says which service is meant, so it goes on as it was asked for."""
     return Candidate(
         node=member.id,
         node_name=member.name,
-        model=model.name,
+        model=model.name if model.digest else name,
         digest=model.digest,
         load=_live(member, model),
         load_at=member.load_at,

@@ -274,7 +274,9 @@ def _request_fault(request: Request) -> str | None:
         < 0
     ):
         return "a count is negative"
-    if resume is not None and (len(resume.token_ids) > MAX_RESUME_IDS or min(resume.emitted) < 0):
+    if resume is not None and (
+        sum(len(each.token_ids) for each in resume) > MAX_RESUME_IDS or any(min(each.emitted) < 0 for each in resume)
+    ):
         return "resume is out of range"
     if isinstance(request.prompt, tuple) and len(request.prompt) > MAX_RESUME_IDS:
         return f"a prompt of more than {MAX_RESUME_IDS} tokens"

@@ -39,7 +39,8 @@ def check(request: Request) -> None:
     asked = request.sampling
     invalid = {
         "n": not 1 <= request.n <= MAX_CHOICES,
-        "resume": request.resume is not None and (request.n > 1 or min(request.resume.emitted) < 0),
+        "resume": request.resume is not None
+        and (len(request.resume) != request.n or any(min(each.emitted) < 0 for each in request.resume)),
         "echo": request.echo and request.sampling.max_tokens != 0,
         "messages": [bool(request.messages), request.prompt is not None, request.inputs is not None].count(True) != 1,
         "temperature": asked.temperature is not None and not asked.temperature >= 0,
@@ -71,7 +72,7 @@ def check_tokens(request: Request, vocabulary: int) -> None:
     """Refuse by its id a token that the model does not have."""
     named = {
         "logit_bias": (each.token for each in request.sampling.logit_bias),
-        "resume": request.resume.token_ids if request.resume else (),
+        "resume": (token for each in request.resume or () for token in each.token_ids),
         "prompt": request.prompt if isinstance(request.prompt, tuple) else (),
     }
     for param, tokens in named.items():

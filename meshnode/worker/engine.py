@@ -71,7 +71,7 @@ class Engine:
         self._silent: dict[int, Generation] = {}
         """Those whose readers see nothing: not begun, or parked."""
         self._complete: list[Generation] = []
-        """Those that had ended on another node already."""
+        """Those of which a choice had ended on another node already."""
         self._remaining = (float("-inf"), 0.0)
         """When it was summed up, and the sum."""
 
@@ -124,14 +124,16 @@ class Engine:
             raise Overloaded(f"{waiting} requests are waiting already.", retry_after=5)
         now = self._clock()
         generation = generation_of(job, submitted=now, due=schedule.due(now, job.priority), context_length=limit)
-        if job.resume:
-            generation.choices[0].replay(job.resume.token_ids, self._runtime)
+        for choice, resume in zip(generation.choices, job.resume or (), strict=False):
+            choice.replay(resume.token_ids, self._runtime)
         self._generations[job.stream] = self._silent[job.stream] = generation
-        if generation.choices[0].finish:
+        going = [choice for choice in generation.choices if choice.finish is None]
+        generation.left = len(going)
+        if len(going) < job.n:
             self._complete.append(generation)
-            return
-        generation.held = list(generation.choices[1:]) if self._runtime.unified else []
-        for choice in generation.choices[: 1 if self._runtime.unified else job.n]:
+        if self._runtime.unified and not job.resume:
+            generation.held = going[1:]
+        for choice in going[: len(going) - len(generation.held)]:
             self._enqueue(choice)
 
     def cancel(self, stream: int) -> None:
@@ -310,9 +312,9 @@ class Engine:
         return [(job.stream, chunk)] if generation.left else [(job.stream, chunk), (job.stream, self._end(generation, now))]
 
     def _ended_elsewhere(self, generation: Generation, now: float) -> list[Happening]:
-        choice, stream = generation.choices[0], generation.job.stream
-        chunk = _chunk(choice, choice.unsent)
-        return [(stream, chunk), (stream, self._end(generation, now))]
+        stream = generation.job.stream
+        ended: list[Happening] = [(stream, _chunk(choice, choice.unsent)) for choice in generation.choices if choice.finish]
+        return ended if generation.left else [*ended, (stream, self._end(generation, now))]
 
     def _end(self, generation: Generation, now: float) -> End:
         del self._generations[generation.job.stream]

@@ -144,7 +144,7 @@ def generation_of(job: Job, *, submitted: float, due: float, context_length: int
             limit=limit,
             due=due,
             text=Text(job.stops),
-            reader=Reader(job.form, index, job.resume),
+            reader=Reader(job.form, index, job.resume[index] if job.resume else None),
             constraint=job.constraint() if job.constraint else None,
             tokens=list(job.prompt),
         )

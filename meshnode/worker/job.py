@@ -30,5 +30,5 @@ class Job:
     """How the answers are to be read."""
     chain: tuple[int, ...] = ()
     """Hashes of the prompt's text, block by block (design D22): by them others learn what is cached here."""
-    resume: Resume | None = None
-    """Of the one choice: what another node has drawn already."""
+    resume: tuple[Resume, ...] | None = None
+    """Of each choice: what another node has drawn already."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from random import Random
 
 from bench_model import DEMO, WORDS, bench_model
+from llama_server import python_with_server
 from servers import Running, busy_core, llama, llama_cpp_python, meshnode
 from streams import Answer, gather
 
@@ -144,7 +145,7 @@ def run(name: str, case: Case, rounds: int, folder: Path) -> Result:
     with ExitStack() as stack:
         ours = stack.enter_context(meshnode(model, folder / name, slots=case.slots, unified=case.unified))
         theirs = (
-            stack.enter_context(llama_cpp_python(model, Path(sys.executable), threads=threads))
+            stack.enter_context(llama_cpp_python(model, python_with_server(), threads=threads))
             if case.python
             else stack.enter_context(llama(model, slots=case.slots, unified=case.unified, threads=threads))
         )

@@ -14,6 +14,8 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent.parent
 PINS = SCRIPTS / "requirements/llama.txt"
 TOOLS = SCRIPTS / "requirements/llama-build.txt"
+SERVER_NEEDS = ("uvicorn", "fastapi", "pydantic-settings", "sse-starlette", "starlette-context", "PyYAML", "jinja2", "diskcache")
+"""Of llama-cpp-python's server, as its extra `server` names them."""
 OFF = ("TESTS", "EXAMPLES", "APP", "UI")
 
 
@@ -38,6 +40,18 @@ def llama_server() -> Path:
     _run(tools, "cmake", "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", *options)
     _run(tools, "cmake", "--build", build, "--target", "llama-server", "--parallel", str(os.cpu_count() or 1))
     return program
+
+
+def python_with_server() -> Path:
+    """A Python that can run `-m llama_cpp.server`: ours, with what that server needs beside it."""
+    folder = cache() / "llama-cpp-server"
+    if not (folder / "done").exists():
+        venv.create(folder, with_pip=True)
+        _run(folder / "bin", "pip", "install", "-q", *SERVER_NEEDS)
+        (site,) = folder.glob("lib/python*/site-packages")
+        (site / "ours.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
+        (folder / "done").touch()
+    return folder / "bin/python"
 
 
 def _tools(folder: Path) -> Path:

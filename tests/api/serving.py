@@ -16,11 +16,15 @@ from meshnode.api.limits import Limits
 from meshnode.api.server import serve
 from meshnode.backend import Backend
 from meshnode.dispatch import Dispatcher
+from meshnode.gossip.member import Member
 from meshnode.inference import Request
+from meshnode.remote import Remote
 from meshnode.routing.explain import Explanation
+from meshnode.routing.scope import Scope
 from meshnode.routing.table import Listing, listings
 from meshnode.status import Drained
-from meshnode.testing import FakeWorker, fake_member
+from meshnode.testing import fake_member
+from meshnode.wire.messages import ModelState
 
 SECRET = "open-sesame"
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"Say something."}]}'
@@ -41,28 +45,42 @@ class FakeNode:
     name = "entry"
 
     def __init__(self, workers: Mapping[str, Backend], *, why_not: str = "", model: str = "m") -> None:
-        self.members = (fake_member(self.name), *(fake_member(name, model) for name in workers))
+        self.everyone = (fake_member(self.name), *(fake_member(name, model) for name in workers))
         self.why_not = why_not
+        self.remotes: list[Remote] = []
         self.drained: list[tuple[bool, bool]] = []
         self._dispatcher = Dispatcher(
-            me=self.members[0].id,
-            members=lambda: self.members,
+            me=self.everyone[0].id,
+            members=self.members,
             backend_of=lambda candidate: workers[candidate.node_name],
             on_change=lambda: None,
             rng=random.Random(1),
         )
 
-    def submit(self, request: Request) -> AbstractAsyncContextManager[Answer]:
-        return self._dispatcher.submit(request)
+    def submit(self, request: Request, scope: Scope = Scope.ANY) -> AbstractAsyncContextManager[Answer]:
+        return self._dispatcher.submit(request, scope)
 
-    def models(self) -> tuple[Listing, ...]:
-        return listings(self.members)
+    def models(self, scope: Scope = Scope.ANY) -> tuple[Listing, ...]:
+        return listings(self.everyone, me=self.everyone[0].id, scope=scope)
+
+    def members(self) -> tuple[Member, ...]:
+        return self.everyone
+
+    def load(self) -> tuple[ModelState, ...]:
+        return self.everyone[-1].load
 
     def report(self) -> Report:
         return Report()
 
     async def join(self, peer: str | None) -> Joined:
         return Joined(peer=peer)
+
+    async def add_remote(self, remote: Remote) -> Joined:
+        self.remotes.append(remote)
+        return Joined(peer=remote.name)
+
+    async def remove_remote(self, name: str) -> Joined:
+        return Joined(peer=name)
 
     def drain(self, on: bool, *, hand_over: bool = False) -> Drained:
         self.drained.append((on, hand_over))
@@ -75,7 +93,7 @@ class FakeNode:
         return self.why_not
 
 
-def app_of(worker: FakeWorker) -> App:
+def app_of(worker: Backend) -> App:
     return App(FakeNode({"holder": worker}), admin_secret=SECRET, hosts=frozenset({"box.example"}))
 
 
@@ -121,7 +139,7 @@ def in_memory(app: Application, nursery: trio.Nursery, limits: Limits | None = N
 
     async def run() -> None:
         async with theirs:
-            await Connection(theirs, app, limits=limits or Limits(), idle=Idle()).run()
+            await Connection(theirs, app, limits=limits or Limits(), idle=Idle(), peer="127.0.0.1").run()
 
     nursery.start_soon(run)
     yield ours

@@ -17,6 +17,7 @@ from meshnode.api.http import Request, Response, header_text
 from meshnode.api.limits import Limits
 from meshnode.errors import LinkLost, MeshnodeError, Unauthorized, WorkerFailed
 from meshnode.inference import Chunk
+from meshnode.keys import KeyRing
 from meshnode.testing import FakeWorker
 
 
@@ -211,8 +212,9 @@ async def test_the_status_needs_the_secret() -> None:
 
 
 def test_an_empty_secret_admits_nobody() -> None:
+    request = Request(method="GET", path="/", headers={"authorization": "Bearer "}, peer="127.0.0.1")
     with pytest.raises(Unauthorized):
-        auth.check_admin(Request(method="GET", path="/", headers={"authorization": "Bearer "}), "")
+        auth.check_admin(request, auth.caller_of(request, secret="", keys=KeyRing()))
 
 
 async def test_the_wrong_method_is_told_the_right_one() -> None:

@@ -28,12 +28,12 @@ T = TypeVar("T")
 ASK: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "Say something."}]
 
 
-async def with_client(node: FakeNode, use: Callable[[openai.OpenAI], T]) -> T:
+async def with_client(node: FakeNode, use: Callable[[openai.OpenAI], T], *, api_key: str = "any") -> T:
     """What `use` makes of a client that does not retry; or its exception."""
     async with served(App(node, admin_secret=SECRET, hosts=frozenset())) as serving:
 
         def run() -> T:
-            with openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="any", max_retries=0) as client:
+            with openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key=api_key, max_retries=0) as client:
                 return use(client)
 
         try:

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from api.serving import FakeNode
+from api.serving import SECRET, FakeNode
 from api.test_openai_client import ASK, with_client
 from api.tiny_worker import tiny_worker
 from pydantic import BaseModel, Field
@@ -78,6 +78,7 @@ async def test_a_grammar_of_llama_servers_is_followed(node: FakeNode) -> None:
         lambda client: client.chat.completions.create(
             model="m", messages=ASK, extra_body={"grammar": 'root ::= ("yes" | "no") "!"'}
         ),
+        api_key=SECRET,
     )
 
     assert answer.choices[0].message.content in {"yes!", "no!"}
@@ -100,7 +101,9 @@ async def test_what_cannot_be_followed_is_a_bad_request_that_names_the_place(
     node: FakeNode, fields: dict[str, object], param: str, said: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match="is wrong") as caught:
-        await with_client(node, lambda client: client.chat.completions.create(model="m", messages=ASK, extra_body=fields))
+        await with_client(
+            node, lambda client: client.chat.completions.create(model="m", messages=ASK, extra_body=fields), api_key=SECRET
+        )
 
     assert caught.value.param == param
     assert said in caught.value.message

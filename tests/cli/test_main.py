@@ -9,6 +9,8 @@ from meshnode import __version__
 from meshnode.cli import report
 from meshnode.cli.main import main
 
+COMMANDS = "'up', 'join', 'status', 'members', 'models', 'remotes', 'add', 'remove', 'explain', 'drain', 'token', 'key', 'env'"
+
 
 def run(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     """With standard output buffered, as it is for a user, whatever the environment of the tests says."""
@@ -33,9 +35,7 @@ def test_a_configuration_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
         (["--pee", "x"], "unrecognized arguments: --pee x. See: meshnode --help"),
         (
             ["stauts"],
-            "invalid choice: 'stauts' (choose from 'up', 'join', 'status', 'members', 'models', 'explain', 'drain', 'token', "
-            "'env'). "
-            "See: meshnode --help",
+            f"invalid choice: 'stauts' (choose from {COMMANDS}). See: meshnode --help",
         ),
         (["token", "old"], "invalid choice: 'old' (choose from 'show', 'new'). See: meshnode token --help"),
     ],

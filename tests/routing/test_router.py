@@ -38,7 +38,7 @@ def test_a_request_in_figures() -> None:
     ask = ask_of(REQUEST, DIGEST, usual_output=300.0)
     short = ask_of(msgspec.structs.replace(REQUEST, sampling=Sampling(max_tokens=20), n=3), DIGEST, usual_output=300.0)
     resumed = ask_of(
-        msgspec.structs.replace(REQUEST, resume=Resume(token_ids=(1,) * 250, emitted_chars=0)), DIGEST, usual_output=300.0
+        msgspec.structs.replace(REQUEST, resume=(Resume(token_ids=(1,) * 250, emitted_chars=0),)), DIGEST, usual_output=300.0
     )
     embedded = ask_of(msgspec.structs.replace(REQUEST, messages=(), inputs=("x" * 400, "y" * 400)), DIGEST, usual_output=300.0)
 

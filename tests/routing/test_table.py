@@ -2,8 +2,9 @@ import msgspec
 import pytest
 
 from meshnode.errors import ModelNotFound, ModelUnavailable
-from meshnode.gossip.member import Member, State
-from meshnode.names import short
+from meshnode.gossip.member import Bridged, Member, Model, State
+from meshnode.names import ModelDigest, short
+from meshnode.routing.scope import Scope, narrower
 from meshnode.routing.table import Route, listings, route
 from meshnode.testing import fake_member
 
@@ -145,3 +146,82 @@ def test_a_model_that_would_be_loaded_for_whoever_asks_is_listed_and_a_candidate
 
 def in_state(member: Member, state: str) -> Member:
     return msgspec.structs.replace(member, load=tuple(msgspec.structs.replace(load, state=state) for load in member.load))
+
+
+def bridged(member: Member, *models: Model) -> Member:
+    """`member` with models of remotes beside its own."""
+    return msgspec.structs.replace(member, models=(*member.models, *models))
+
+
+def of_remote(name: str, origin: str = "lab") -> Model:
+    return Model(name=name, aliases=(f"{origin}/{name}",), digest=ModelDigest(b""), origin=origin)
+
+
+def test_own_weights_stand_for_a_name_before_any_number_of_remotes() -> None:
+    members = (fake_member("a", "qwen"), *(bridged(fake_member(name), of_remote("qwen")) for name in "bcd"))
+
+    assert [candidate.node_name for candidate in route("qwen", members, me=members[0].id).candidates] == ["a"]
+    assert [candidate.node_name for candidate in route("lab/qwen", members, me=members[0].id).candidates] == ["b", "c", "d"]
+
+
+def test_two_bridges_to_one_model_are_two_routes_and_its_pinned_name_goes_on_as_it_is() -> None:
+    members = tuple(bridged(fake_member(name), of_remote("qwen")) for name in "ab")
+
+    assert {candidate.model for candidate in route("qwen", members, me=members[0].id).candidates} == {"qwen"}
+    assert {candidate.model for candidate in route("lab/qwen", members, me=members[0].id).candidates} == {"lab/qwen"}
+
+
+@pytest.mark.parametrize(
+    ("scope", "allowed"),
+    [(Scope.ANY, {"own", "peers", "far"}), (Scope.LAN, {"own", "peers"}), (Scope.NODE, {"own"})],
+)
+def test_a_scope_keeps_a_request_at_home(scope: Scope, allowed: set[str]) -> None:
+    members = (fake_member("me", "own"), bridged(fake_member("b", "peers"), of_remote("far")))
+    for name in allowed:
+        assert route(name, members, me=members[0].id, scope=scope).candidates
+    for name in {"own", "peers", "far"} - allowed:
+        with pytest.raises(ModelNotFound, match=f"beyond the scope `{scope}`"):
+            route(name, members, me=members[0].id, scope=scope)
+
+    assert {listing.id for listing in listings(members, me=members[0].id, scope=scope)} == allowed
+
+
+def test_a_remote_model_behind_a_name_of_our_own_is_listed_by_the_name_that_reaches_it() -> None:
+    members = (fake_member("a", "qwen"), bridged(fake_member("b"), of_remote("qwen")))
+    listed = {listing.id: listing for listing in listings(members)}
+
+    assert set(listed) == {"qwen", "lab/qwen"}
+    assert listed["lab/qwen"].origins == ("lab",)
+    assert listed["qwen"].origins == ()
+
+
+def test_the_narrower_of_two_scopes_counts() -> None:
+    assert narrower(Scope.ANY, Scope.LAN) is narrower(Scope.LAN, Scope.ANY) is Scope.LAN
+    assert narrower(Scope.NODE, Scope.LAN) is Scope.NODE
+
+
+def helping(member: Member, *models: Model, spill_over: bool = True) -> Member:
+    remote = Bridged(name="lab", kind="cluster", spill_over=spill_over)
+    return msgspec.structs.replace(bridged(member, *models), remotes=(remote,))
+
+
+@pytest.mark.parametrize(
+    ("active", "spill_over", "asked"),
+    [(3, True, {"qwen"}), (4, True, {"qwen", "lab/qwen"}), (4, False, {"qwen"})],
+)
+def test_a_remote_helps_out_only_where_it_was_registered_so_and_the_own_nodes_are_full(
+    active: int, spill_over: bool, asked: set[str]
+) -> None:
+    members = (fake_member("a", "qwen", active=active), helping(fake_member("b"), of_remote("qwen"), spill_over=spill_over))
+
+    assert {candidate.model for candidate in route("qwen", members, me=members[0].id).candidates} == asked
+
+
+def test_a_remote_helps_out_where_the_own_nodes_are_away_but_not_against_scope_or_pin() -> None:
+    lost = fake_member("a", "qwen", routable=False, reason="gone")
+    members = (lost, helping(fake_member("b"), of_remote("qwen")))
+
+    assert nodes(route("qwen", members, me=members[1].id)) == ["b"]
+    for wanted, scope in (("qwen", Scope.LAN), ("qwen@a", Scope.ANY)):
+        with pytest.raises(ModelUnavailable):
+            route(wanted, members, me=members[1].id, scope=scope)

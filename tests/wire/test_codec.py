@@ -270,7 +270,7 @@ def test_a_request_survives_the_wire() -> None:
     request = msgspec.structs.replace(
         REQUEST,
         sampling=Sampling(temperature=0.5, stop=("a", "b"), repeat_last_n=-1, logit_bias=(Bias(7, -100.0),), ignore_eos=True),
-        resume=Resume(token_ids=(1, 2), emitted_chars=3),
+        resume=(Resume(token_ids=(1, 2), emitted_chars=3),),
         deadline_ms=10,
     )
     assert codec.decode_request(codec.encode_request(request)) == request
@@ -311,8 +311,8 @@ def test_any_body_is_a_request_or_invalid(raw: bytes) -> None:
         {"sampling": Sampling(presence_penalty=math.inf)},
         {"sampling": Sampling(logit_bias=(Bias(7, math.nan),))},
         {"sampling": Sampling(logit_bias=(Bias(7, 1.0),) * (MAX_BIASES + 1))},
-        {"resume": Resume(token_ids=(), emitted_chars=-1)},
-        {"resume": Resume(token_ids=(0,) * (codec.MAX_RESUME_IDS + 1), emitted_chars=0)},
+        {"resume": (Resume(token_ids=(), emitted_chars=-1),)},
+        {"resume": (Resume(token_ids=(0,) * (codec.MAX_RESUME_IDS + 1), emitted_chars=0),)},
     ],
 )
 def test_a_request_that_no_node_may_accept_is_invalid(change: dict[str, object]) -> None:

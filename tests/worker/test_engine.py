@@ -83,7 +83,7 @@ def calling(answer: str, *, parallel: bool = True, max_tokens: int | None = None
     form = Form(
         thinking=("<t>", "</t>"), marks=HERMES, kinds={"f": {}}, parallel=parallel, controls={1: b"<tool_call>"}, seed="r"
     )
-    engine.submit(replace(job(1, max_tokens=max_tokens), form=form, resume=resume))
+    engine.submit(replace(job(1, max_tokens=max_tokens), form=form, resume=(resume,) if resume else None))
     return chunks(run(engine), 1)
 
 
@@ -565,7 +565,9 @@ def test_an_answer_that_had_ended_elsewhere_ends_without_a_step(said: list[int],
     engine = engine_over(table := Table())
     resume = Resume(token_ids=tuple(said), emitted_chars=2)
     sampler = Sampler(seed=1, temperature=0)
-    engine.submit(Job(stream=1, prompt=(5, 0), sampler=sampler, resume=resume, max_tokens=4 if finish is Finish.LENGTH else None))
+    engine.submit(
+        Job(stream=1, prompt=(5, 0), sampler=sampler, resume=(resume,), max_tokens=4 if finish is Finish.LENGTH else None)
+    )
     happened = run(engine)
 
     assert happened[0] == (1, Chunk(choice=0, text=bytes(said[2:]).decode().rstrip(chr(END)), finish=finish))

@@ -142,7 +142,7 @@ def test_each_choice_follows_a_constraint_of_its_own() -> None:
 def test_what_was_drawn_elsewhere_is_replayed_for_the_constraint() -> None:
     constraint = Spelling("HALO")
     engine = engine_over(Table())
-    engine.submit(replace(constrained(1, constraint), resume=Resume(token_ids=tuple(b"HA"), emitted_chars=1)))
+    engine.submit(replace(constrained(1, constraint), resume=(Resume(token_ids=tuple(b"HA"), emitted_chars=1),)))
     happened = run(engine)
 
     assert text(happened, 1) == "ALO"
@@ -151,7 +151,7 @@ def test_what_was_drawn_elsewhere_is_replayed_for_the_constraint() -> None:
 
 def test_an_answer_that_nothing_could_follow_elsewhere_ends_at_once() -> None:
     engine = engine_over(Table())
-    engine.submit(replace(constrained(1, Spelling("HA")), resume=Resume(token_ids=tuple(b"HA"), emitted_chars=1)))
+    engine.submit(replace(constrained(1, Spelling("HA")), resume=(Resume(token_ids=tuple(b"HA"), emitted_chars=1),)))
     happened = run(engine)
 
     assert text(happened, 1) == "A"
@@ -165,6 +165,6 @@ def test_what_was_drawn_elsewhere_and_does_not_fit_is_refused_and_leaves_nothing
 
     engine = engine_over(Table())
     with pytest.raises(InvalidRequest):
-        engine.submit(replace(constrained(1, Strict("HALO")), resume=Resume(token_ids=(1,), emitted_chars=0)))
+        engine.submit(replace(constrained(1, Strict("HALO")), resume=(Resume(token_ids=(1,), emitted_chars=0),)))
 
     assert not engine.busy

@@ -99,7 +99,7 @@ class Clients(RuleBasedStateMachine):
                 n=n,
                 max_tokens=limit,
                 priority=priority,
-                resume=Resume(token_ids=tuple(drawn), emitted_chars=0) if resumed else None,
+                resume=(Resume(token_ids=tuple(drawn), emitted_chars=0),) if resumed else None,
             )
         )
         self.asked[self.next_stream] = Asked(n=n, tokens=whole[:room], resumed=min(len(drawn), room), finish=finish)

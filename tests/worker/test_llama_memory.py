@@ -15,6 +15,7 @@ import math
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 from llama_cpp import llama_cpp as c
@@ -205,7 +206,7 @@ def test_what_was_saved_is_put_back_only_where_there_is_room(runtime: LlamaRunti
 def continued(runtime: LlamaRuntime, job: Job, ids: Sequence[int], emitted: int) -> list[Happening]:
     resume = Resume(token_ids=tuple(ids), emitted_chars=emitted)
     fields = {name: getattr(job, name) for name in ("stream", "prompt", "sampler", "max_tokens", "stops")}
-    return run(fresh(runtime), Job(**fields, resume=resume))
+    return run(fresh(runtime), Job(**fields, resume=(resume,)))
 
 
 @pytest.mark.parametrize(
@@ -241,6 +242,36 @@ def test_an_answer_cut_anywhere_goes_on_with_the_same_tokens_and_text(
 
     assert chunks[-1].finish is finish
     assert (held > 0) is bool(stops)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_several_choices_cut_anywhere_go_on_each_where_it_was(*, unified: bool) -> None:
+    """One of them is far ahead, or ended; what is passed on again of that one is its finish alone."""
+    runtime = demo(compute=Compute(unified=unified))
+    sampler = Sampler(seed=3, temperature=0.9)
+    job = Job(stream=1, prompt=prompt(runtime, QUESTIONS[1]), sampler=sampler, n=3, max_tokens=30)
+    whole = run(fresh(runtime), job)
+    chunks = [event for _, event in whole if isinstance(event, Chunk)]
+    for cut in (1, 2, 7, 40, len(chunks) - 1, len(chunks)):
+        heard = chunks[:cut]
+        resume = tuple(
+            Resume(
+                token_ids=tuple(token for chunk in heard if chunk.choice == choice for token in chunk.token_ids),
+                emitted_chars=sum(len(chunk.text) for chunk in heard if chunk.choice == choice),
+            )
+            for choice in range(3)
+        )
+        happened = run(fresh(runtime), replace(job, resume=resume))
+
+        for choice in range(3):
+            rest = [event for _, event in happened if isinstance(event, Chunk) and event.choice == choice]
+            assert list(resume[choice].token_ids) + tokens(happened, 1, choice) == tokens(whole, 1, choice)
+            said = "".join(chunk.text for chunk in heard if chunk.choice == choice)
+            assert said + "".join(chunk.text for chunk in rest) == "".join(
+                chunk.text for chunk in chunks if chunk.choice == choice
+            )
+            assert [chunk.finish for chunk in rest if chunk.finish] == [Finish.LENGTH]
+        assert [event.usage.completion_tokens for _, event in happened if isinstance(event, End)] == [90]
 
 
 def test_a_hundred_cancels_and_parks_at_random_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

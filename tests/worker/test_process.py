@@ -81,8 +81,8 @@ def test_an_answer_of_a_form_cannot_call_tools_yet() -> None:
         ("messages", {"inputs": ("a text beside messages",)}),
         ("n", {"n": 0}),
         ("n", {"n": MAX_CHOICES + 1}),
-        ("resume", {"resume": Resume(token_ids=(), emitted_chars=-1)}),
-        ("resume", {"resume": Resume(token_ids=(1,), emitted_chars=0), "n": 2}),
+        ("resume", {"resume": (Resume(token_ids=(), emitted_chars=-1),)}),
+        ("resume", {"resume": (Resume(token_ids=(1,), emitted_chars=0),), "n": 2}),
         ("temperature", {"sampling": Sampling(temperature=-1)}),
         ("temperature", {"sampling": Sampling(temperature=float("nan"))}),
         ("top_p", {"sampling": Sampling(top_p=0)}),
@@ -141,7 +141,7 @@ def test_biases_add_up_to_one_a_token_and_what_ends_an_answer_can_be_forbidden()
 def test_a_token_that_the_model_does_not_have_is_refused_by_its_id(param: str, token: int) -> None:
     def naming(*tokens: int) -> Request:
         if param == "resume":
-            return msgspec.structs.replace(PLAIN, resume=Resume(token_ids=tokens, emitted_chars=0))
+            return msgspec.structs.replace(PLAIN, resume=(Resume(token_ids=tokens, emitted_chars=0),))
         return msgspec.structs.replace(PLAIN, sampling=Sampling(logit_bias=tuple(Bias(token, 1) for token in tokens)))
 
     check_tokens(naming(0, 99), 100)

@@ -211,7 +211,7 @@ def test_an_answer_goes_on_where_another_node_left_it(shared: Shared) -> None:
     whole = [event for event in shared.run(lambda worker: events_of(worker, asked)) if isinstance(event, Chunk)]
     ids = tuple(token for chunk in whole[:4] for token in chunk.token_ids)
     emitted = "".join(chunk.text for chunk in whole[:4])
-    asked = msgspec.structs.replace(asked, resume=Resume(token_ids=ids, emitted_chars=len(emitted)))
+    asked = msgspec.structs.replace(asked, resume=(Resume(token_ids=ids, emitted_chars=len(emitted)),))
     events = shared.run(lambda worker: events_of(worker, asked))
 
     assert "".join(event.text for event in events if isinstance(event, Chunk)) == "".join(chunk.text for chunk in whole[4:])
@@ -320,7 +320,7 @@ async def test_a_mark_that_is_a_control_token_is_seen_by_the_reader_of_calls_and
     [
         (ask("word " * 3000), ContextTooLong),
         (msgspec.structs.replace(ask(), n=9), InvalidRequest),
-        (msgspec.structs.replace(ask(), resume=Resume(token_ids=(10**6,), emitted_chars=0)), InvalidRequest),
+        (msgspec.structs.replace(ask(), resume=(Resume(token_ids=(10**6,), emitted_chars=0),)), InvalidRequest),
         (ask(sampling=Sampling(max_tokens=-1)), InvalidRequest),
         (ask("half a pair: \ud800"), InvalidRequest),
         (ask(sampling=Sampling(logit_bias=(Bias(10**6, 1),))), InvalidRequest),
