@@ -6,6 +6,7 @@ read text that other weights would write differently. Each attempt holds one res
 block is left, and `_attempt` is the only place that makes one.
 """
 
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
@@ -16,6 +17,7 @@ import trio
 from meshnode.backend import Backend, Events
 from meshnode.errors import (
     Busy,
+    DeadlineExceeded,
     Draining,
     InternalError,
     LinkLost,
@@ -28,14 +30,14 @@ from meshnode.errors import (
 )
 from meshnode.gossip.member import Member
 from meshnode.inference import Chunk, End, Event, Request, Resume
-from meshnode.names import ModelDigest, NodeId
+from meshnode.names import ModelDigest, NodeId, short
 from meshnode.patience import Patience, Silence
 from meshnode.routing.ask import Ask
 from meshnode.routing.bounce import MAX_BOUNCES, bounces
 from meshnode.routing.breaker import Outcome
 from meshnode.routing.continuation import Spoken
 from meshnode.routing.estimate import is_measured
-from meshnode.routing.explain import Explanation
+from meshnode.routing.explain import Explanation, barred
 from meshnode.routing.patience import silence_s
 from meshnode.routing.policy import Choice, Policy, estimated
 from meshnode.routing.router import Router
@@ -81,9 +83,10 @@ class Dispatcher:
             await answer.start()
             yield answer
 
-    def serve(self, request: Request, _peer: NodeId) -> AbstractAsyncContextManager[Events]:
-        """Answer a peer's request on our own backends: nothing is forwarded twice."""
-        return self._serve(msgspec.structs.replace(request, hops=1))
+    def serve(self, request: Request, peer: NodeId) -> AbstractAsyncContextManager[Events]:
+        """Answer a peer's request on our own backends: nothing is forwarded twice, and nobody takes turns in another's name."""
+        caller = request.caller if request.caller.startswith(short(peer)) else short(peer)
+        return self._serve(msgspec.structs.replace(request, hops=1, caller=caller))
 
     @asynccontextmanager
     async def _serve(self, request: Request) -> AsyncIterator[Events]:
@@ -92,15 +95,21 @@ class Dispatcher:
             yield answer.events
 
     def _refuse_if_busy(self, request: Request) -> None:
-        """Raises Busy for a request that its asker had better send elsewhere, going by what we know of ourselves."""
-        if request.expected_ms is None:
+        """Going by what we know of ourselves, raises Busy for a request that its asker had better send elsewhere, and Overloaded
+        for one whose first token would be later than its caller waits."""
+        if request.expected_ms is None and request.deadline_ms is None:
             return
         found = self.route(request)
         choice = self.router.choose(found.candidates, self.router.ask(request, found.digest), now=trio.current_time())
         if choice is None or choice.estimate is None or not is_measured(choice.candidate):
             return
         true_s = choice.estimate.first
-        if bounces(expected_s=request.expected_ms / 1000, true_s=true_s, before=request.bounces):
+        if request.deadline_ms is not None and (late_s := true_s - request.deadline_ms / 1000) > 0:
+            message = f"The first token would come {late_s:.1f} s after the deadline that the caller set."
+            raise Overloaded(message, retry_after=min(120.0, max(1.0, late_s)))
+        if request.expected_ms is not None and bounces(
+            expected_s=request.expected_ms / 1000, true_s=true_s, before=request.bounces
+        ):
             raise Busy(f"The first token would take {true_s:.1f} s here.", retry_after=min(120.0, max(1.0, true_s)))
 
     def route(self, request: Request, scope: Scope = Scope.ANY) -> Route:
@@ -118,7 +127,7 @@ class Dispatcher:
             ask = msgspec.structs.replace(ask, prompt_tokens=float(prompt_tokens))
         explanation = self.router.explain(found.candidates, ask, now=trio.current_time())
         assert explanation is not None, "a route has a candidate"
-        return explanation
+        return msgspec.structs.replace(explanation, barred=barred(found, self._members()))
 
     @property
     def running(self) -> int:
@@ -170,6 +179,7 @@ class Answer:
         self._tried: frozenset[NodeId] = frozenset()
         self._asked: NodeId | None = None
         """The one that was asked last."""
+        self._ends_at = math.inf if request.deadline_ms is None else trio.current_time() + request.deadline_ms / 1000
         self._left_by: NodeId | None = None
         """The one that handed it over last."""
         self._moves = 0
@@ -193,6 +203,15 @@ class Answer:
         return self
 
     async def __anext__(self) -> tuple[Event, ...]:
+        if self._ends_at == math.inf:
+            return await self._next()
+        with trio.move_on_at(self._ends_at):
+            return await self._next()
+        self._final = DeadlineExceeded("The answer was not complete by the deadline that its caller set.")
+        self._source = None
+        raise self._final
+
+    async def _next(self) -> tuple[Event, ...]:
         while True:
             if self._source is None:
                 await self.start()
@@ -256,7 +275,10 @@ class Answer:
             request = msgspec.structs.replace(self._request, model=candidate.model)
         else:
             expected = round(1000 * choice.estimate.first) if choice.estimate else None
-            request = msgspec.structs.replace(self._request, model=unambiguous(candidate), hops=1, expected_ms=expected)
+            left = None if self._ends_at == math.inf else max(0, round(1000 * (self._ends_at - trio.current_time())))
+            request = msgspec.structs.replace(
+                self._request, model=unambiguous(candidate), hops=1, expected_ms=expected, deadline_ms=left
+            )
         events = await self._attempts.enter_async_context(backend.submit(request))
         self._source = Patience(events, silence_s(candidate, ask))
         self._local = candidate.local

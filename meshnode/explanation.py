@@ -14,7 +14,8 @@ def table(found: Explanation) -> str:
     """One line a candidate, the best first; times in seconds. `found` may come from another process: it is made printable."""
     about = f"{found.prompt_tokens} tokens to read, about {found.output_tokens} to write: {printable(found.reason)}"
     terms = "FIRST is the sum of WAIT to PENALTY without WRITE; END adds WRITE; SCORE adds OTHERS, what the others lose by it."
-    return "\n".join((about, "", columns([_HEADING, *map(_row, found.candidates)]), "", terms))
+    barred = [printable(f"{each.node_name} is not asked: {each.reason}") for each in found.barred]
+    return "\n".join((about, "", columns([_HEADING, *map(_row, found.candidates)]), *barred, "", terms))
 
 
 def _row(row: Explained) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from meshnode.backend import Backend, Events
 from meshnode.dispatch import MAX_ATTEMPTS, MAX_MOVES, Answer, Dispatcher
 from meshnode.errors import (
     Busy,
+    DeadlineExceeded,
     Draining,
     InvalidRequest,
     LinkLost,
@@ -26,7 +27,7 @@ from meshnode.errors import (
 )
 from meshnode.gossip.member import Member
 from meshnode.inference import Chunk, End, Event, Finish, Message, Phase, Progress, Request, Resume, ToolCall, Usage
-from meshnode.names import ModelDigest
+from meshnode.names import ModelDigest, short
 from meshnode.routing.ask import ask_of
 from meshnode.routing.breaker import FIRST_S
 from meshnode.routing.patience import UNMEASURED_S, WORKER_S, silence_s
@@ -300,6 +301,16 @@ async def test_a_peer_gets_the_name_with_the_digest_and_one_hop() -> None:
     assert (workers["entry"].requests[0].model, workers["entry"].requests[0].hops) == ("m", 0)
 
 
+@pytest.mark.parametrize(("said", "taken"), [("", ""), ("someone", ""), ("own:key", "own:key")])
+async def test_a_peer_takes_turns_in_its_own_name_alone(said: str, taken: str) -> None:
+    worker, peer = FakeWorker(), fake_member("asker").id
+    caller, own = said.replace("own", short(peer)), short(peer)
+    async with dispatcher({"a": worker}, me="a").serve(msgspec.structs.replace(ASK, caller=caller), peer) as events:
+        assert [batch async for batch in events]
+
+    assert worker.requests[0].caller == (taken.replace("own", own) or own)
+
+
 async def test_a_forwarded_request_is_never_forwarded_again() -> None:
     workers = {"other": FakeWorker()}
     relay = dispatcher(workers)
@@ -426,6 +437,20 @@ async def test_a_node_that_failed_thrice_is_not_asked_and_second_tries_have_a_bu
 
     assert len(workers["bad"].requests) <= 3
     assert sum(len(worker.requests) for worker in lost.values()) == 1
+
+
+async def test_who_has_the_model_and_cannot_be_asked_is_explained_too() -> None:
+    away = fake_member("away", "m", routable=False, reason="draining")
+    broken = fake_member("broken", "m")
+    broken = msgspec.structs.replace(broken, load=(msgspec.structs.replace(broken.load[0], state="failed"),))
+    everyone = (fake_member("entry"), fake_member("a", "m"), broken, away, fake_member("b", "other"))
+    explanation = dispatcher({"a": FakeWorker()}, members=lambda: everyone).explain(ASK)
+
+    assert [row.node_name for row in explanation.candidates] == ["a"]
+    assert [(each.node_name, each.reason) for each in explanation.barred] == [
+        ("away", "draining"),
+        ("broken", "its model is failed"),
+    ]
 
 
 def told(member: Member, *, active: int = 0) -> Member:
@@ -729,3 +754,34 @@ async def test_nodes_that_all_drain_are_not_asked_for_ever() -> None:
             await text_of(answer)
 
     assert sum(len(worker.requests) for worker in workers.values()) <= MAX_MOVES + MAX_ATTEMPTS
+
+
+@pytest.mark.parametrize("name", ["entry", "a"], ids=["here", "at a peer"])
+async def test_an_answer_ends_at_the_deadline_of_its_caller(autojump_clock: MockClock, name: str) -> None:
+    worker = FakeWorker(delay=1.0)
+    start = trio.current_time()
+    with pytest.raises(DeadlineExceeded):
+        async with dispatcher({name: worker}).submit(msgspec.structs.replace(ASK, deadline_ms=3500)) as answer:
+            await text_of(answer)
+
+    assert trio.current_time() - start == pytest.approx(3.5)
+    assert worker.cancelled == 1
+    assert worker.requests[0].deadline_ms == 3500
+
+
+async def test_a_second_node_is_told_what_is_left_of_the_time(autojump_clock: MockClock) -> None:
+    workers = {"lost": FakeWorker(delay=1.0, fail_after=0, failure=lambda: LinkLost("gone")), "other": FakeWorker()}
+    async with asked_first(workers).submit(msgspec.structs.replace(ASK, deadline_ms=10_000)) as answer:
+        await text_of(answer)
+
+    assert workers["other"].requests[0].deadline_ms == 8000
+
+
+async def test_what_would_come_too_late_is_refused_at_once_with_the_time_to_come_back() -> None:
+    busy = told(fake_member("a", "m"), active=40)
+    serving = dispatcher({"a": FakeWorker()}, me="a", members=lambda: (busy,))
+    with pytest.raises(Overloaded, match="after the deadline") as caught:
+        async with serving.serve(msgspec.structs.replace(ASK, deadline_ms=500), fake_member("entry").id):
+            pass
+
+    assert 1 <= (caught.value.retry_after or 0) <= 120

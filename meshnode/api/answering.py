@@ -12,6 +12,7 @@ import trio
 
 from meshnode.api.batch import submitted
 from meshnode.api.collected import Collected
+from meshnode.api.deadline import with_deadline
 from meshnode.api.dialect import EVENTS, Asked, Stream
 from meshnode.api.exchange import Answer, Exchange, json_response
 from meshnode.api.http import Headers, Response, header_text
@@ -28,8 +29,9 @@ PATIENCE_S = 10.0
 async def answered(exchange: Exchange, asked: Asked, *, headers: Headers = ()) -> AsyncIterator[Response]:
     """The response to `asked`, with these `headers` among its own."""
     headers += ignored_header(asked.ignored)
+    requests = [with_deadline(exchange, request) for request in asked.requests]
     try:
-        async with submitted(exchange.node, asked.requests) as answer:
+        async with submitted(exchange.node, requests) as answer:
             if asked.stream is None:
                 collected = await collect(answer)
                 body = asked.whole(collected, answer.model)

@@ -10,6 +10,7 @@ import msgspec
 
 from meshnode.api.answering import answered, served_by
 from meshnode.api.anthropic import messages_request
+from meshnode.api.deadline import with_deadline
 from meshnode.api.dialect import Dialect, dialect_of
 from meshnode.api.embeddings import Collected as Vectors
 from meshnode.api.embeddings import embeddings_request
@@ -41,7 +42,7 @@ async def completions(exchange: Exchange) -> AsyncIterator[Response]:
 @asynccontextmanager
 async def embeddings(exchange: Exchange) -> AsyncIterator[Response]:
     asked = embeddings_request(exchange.request.body, request_id=exchange.id)
-    async with exchange.node.submit(asked.request) as answer:
+    async with exchange.node.submit(with_deadline(exchange, asked.request)) as answer:
         collected = Vectors(asked)
         async for batch in answer.events:
             collected.add(batch)

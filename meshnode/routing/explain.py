@@ -1,15 +1,16 @@
 """Why a request goes where it goes, as data: every candidate with its estimate, term by term (pure)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from meshnode.gossip.member import Member
 from meshnode.routing.ask import Ask
 from meshnode.routing.breaker import Mode
 from meshnode.routing.estimate import Estimate, is_measured
 from meshnode.routing.knowledge import Knowledge, fits
 from meshnode.routing.policy import Choice, estimates, near_bound, score
-from meshnode.routing.table import Candidate
+from meshnode.routing.table import Candidate, Route, state_of
 
 
 class Explained(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +37,15 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
     """Why it was chosen or not, in words."""
 
 
+class Barred(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that has the model, and cannot be asked for it now."""
+
+    node: str
+    """In hex."""
+    node_name: str
+    reason: str
+
+
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """`bound` is the greatest score that was as good as the best. Candidates by score."""
 
@@ -44,6 +54,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     bound: float
     candidates: tuple[Explained, ...]
+    barred: tuple[Barred, ...] = ()
 
 
 def explain(candidates: Sequence[Candidate], ask: Ask, known: Knowledge, choice: Choice, *, now: float) -> Explanation:
@@ -63,6 +74,24 @@ def explain(candidates: Sequence[Candidate], ask: Ask, known: Knowledge, choice:
         bound=bound,
         candidates=tuple(sorted(rows, key=lambda row: (row.score, row.node))),
     )
+
+
+def barred(found: Route, members: Iterable[Member]) -> tuple[Barred, ...]:
+    """Those that have the model of `found` and are no candidates, by name."""
+    usable = {candidate.node for candidate in found.candidates}
+    names = {name for candidate in found.candidates for name in (candidate.model, found.model)}
+    held = [
+        (member, model)
+        for member in members
+        if member.id not in usable
+        for model in member.models
+        if model.digest == found.digest and (model.digest or model.name in names)
+    ]
+    rows = [
+        Barred(node=member.id.hex(), node_name=member.name, reason=member.reason or f"its model is {state_of(member, model)}")
+        for member, model in held
+    ]
+    return tuple(sorted(rows, key=lambda row: (row.node_name, row.node)))
 
 
 def _explained(

@@ -167,7 +167,7 @@ def listings(members: Iterable[Member], *, me: NodeId = NOBODY, scope: Scope = S
             size=model.size,
             context_length=max(other.context_length for _, other in same),
             nodes=tuple(sorted({member.name for member, _ in same})),
-            loaded_on=tuple(sorted({member.name for member, other in same if _state((member, other)) in {"ready", ""}})),
+            loaded_on=tuple(sorted({member.name for member, other in same if state_of(member, other) in {"ready", ""}})),
             origins=tuple(sorted({other.origin for _, other in same if other.origin})),
         )
     return tuple(sorted(listed.values(), key=lambda listing: listing.id))
@@ -241,14 +241,15 @@ def _live(member: Member, model: Model) -> ModelState | None:
     return next((load for load in member.load if load.digest == model.digest and load.name == model.name), None)
 
 
-def _state(holding: Holding) -> str:
-    load = _live(*holding)
+def state_of(member: Member, model: Model) -> str:
+    """As it last told; empty before its first heartbeat."""
+    load = _live(member, model)
     return load.state if load else ""
 
 
 def _is_usable(holding: Holding) -> bool:
     """Ready, or would be for whoever asks. Empty: the record came before the first heartbeat."""
-    return _state(holding) in {"ready", "available", "loading", ""}
+    return state_of(*holding) in {"ready", "available", "loading", ""}
 
 
 def _candidate(member: Member, model: Model, me: NodeId, name: str) -> Candidate:
@@ -269,7 +270,7 @@ def _candidate(member: Member, model: Model, me: NodeId, name: str) -> Candidate
 
 
 def _why_not(wanted: str, held: list[Holding], up: list[Holding]) -> str:
-    states = [f"{member.name}: {_state((member, model))}" for member, model in up] or [
+    states = [f"{member.name}: {state_of(member, model)}" for member, model in up] or [
         f"{member.name}: {'left the mesh' if member.state is State.LEFT else member.reason or 'not this node'}"
         for member, _ in held
     ]

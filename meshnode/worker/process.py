@@ -41,7 +41,7 @@ from meshnode.worker.protocol import (
 )
 
 _RECEIVE = 256 * 1024
-JOIN_S = 0.002
+JOIN_S = 0.008
 """A small model makes a token in less, and to wake the parent for each costs a fifth of that. Nobody sees so short a delay."""
 CACHED_S = 1.0
 """Between two reports of what is cached, while there is work: as often as a node tells others of its load."""

@@ -38,7 +38,7 @@ from meshnode.worker.gguf import Facts
 from meshnode.worker.known import Known, read_digest, read_facts, stamp, wait_changed
 from meshnode.worker.memory import Held, Need, need
 from meshnode.worker.protocol import Cached, Load, Ready, Refused, Step, Threads, ToParent, frame
-from meshnode.worker.requests import Requests
+from meshnode.worker.requests import Requests, work_s
 from meshnode.worker.room import Room
 from meshnode.worker.stream import Stream
 
@@ -113,7 +113,7 @@ class Worker:
         """The chains of what is in the KV cache, each cut where that ends, the most useful first."""
         self._on_change: Callable[[], None] = lambda: None
         self._child: Child | None = None
-        self._requests = Requests(name, slots)
+        self._requests = Requests(name, slots, work_s=lambda request: work_s(request, self._measured))
         self._retry_at = 0.0
         self._last_step = _NO_STEP
         self._measured = _NO_STEP
@@ -172,7 +172,7 @@ class Worker:
             active=active,
             slots=self._slots,
             queued=len(self._requests) - active,
-            remaining_ms=round(self._last_step.remaining_s * 1000) if reported else 0,
+            remaining_ms=round((self._last_step.remaining_s + self._requests.waiting_s) * 1000) if reported else 0,
             kv_free_tokens=self._last_step.kv_free_tokens if reported else room,
             tokens_per_s=self._last_step.tokens_per_s,
             prefill_per_s=self._measured.prefill_per_s,
@@ -231,7 +231,9 @@ class Worker:
         if self.state is State.FAILED or self.model is None:
             raise ModelUnavailable(f"{self.name} is {self.state} on this node: {self.reason}", retry_after=self._retry_after())
         chain = self._chain_of(request, self.model.digest)
-        opened = self._requests.open(request, self._child if self.state is State.READY else None, chain=chain)
+        opened = self._requests.open(
+            request, self._child if self.state is State.READY else None, chain=chain, remaining_s=self._last_step.remaining_s
+        )
         self._wanted.set()
         self._room.change()
         return opened

@@ -395,3 +395,15 @@ async def test_an_administrator_asks_where_a_request_would_go() -> None:
     assert [row["estimate"]["prefill"] for row in shown["candidates"]] == [10.0, 10.0]
     assert sum(row["chosen"] for row in shown["candidates"]) == 1
     assert heads == ["404", "400", "400"]
+
+
+@pytest.mark.parametrize("sent", [CHAT, STREAMED])
+async def test_a_client_says_in_a_header_how_long_it_waits(autojump_clock: MockClock, sent: bytes) -> None:
+    app = app_of(FakeWorker(delay=4))
+    late, _ = await ask(app, post(sent, CLOSE, b"x-meshnode-deadline-ms: 3000"))
+    wrong = [
+        (await ask(app, post(sent, CLOSE, b"x-meshnode-deadline-ms: " + text)))[0][:12] for text in (b"0", b"soon", b"9" * 20)
+    ]
+
+    assert late.startswith("HTTP/1.1 504")
+    assert wrong == ["HTTP/1.1 400"] * 3

@@ -15,7 +15,7 @@ from meshnode.cli.main import main
 from meshnode.datadir import DataDir
 from meshnode.routing.breaker import Mode
 from meshnode.routing.estimate import Estimate
-from meshnode.routing.explain import Explained, Explanation
+from meshnode.routing.explain import Barred, Explained, Explanation
 
 
 @pytest.fixture
@@ -63,7 +63,8 @@ def row(name: str, *, chosen: bool, measured: bool, local: bool = False) -> Expl
 
 def explanation() -> Explanation:
     rows = (row("alpha", chosen=True, measured=True, local=True), row("beta", chosen=False, measured=False))
-    return Explanation(prompt_tokens=2000, output_tokens=200, reason="fastest", bound=16.0, candidates=rows)
+    barred = (Barred(node="bb", node_name="gamma", reason="draining"),)
+    return Explanation(prompt_tokens=2000, output_tokens=200, reason="fastest", bound=16.0, candidates=rows, barred=barred)
 
 
 def test_every_candidate_has_a_line_with_its_terms_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +79,7 @@ def test_every_candidate_has_a_line_with_its_terms_and_why(tmp_path: Path, capsy
     assert lines["alpha*"][1:16] == ["demo", "ready", "3/4", "2.500", "0.000", "0.250", "12.3", "0.001", "0.000", "2.751", "15.1",
                                      "0.500", "15.6", "0.4", "chosen:"]  # fmt: skip
     assert printed.count("guessed") == 1
+    assert "gamma is not asked: draining" in printed
     assert "\x1b" not in printed
 
 
