@@ -9,19 +9,15 @@ import os
 import random
 import secrets
 import signal
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
 
 import msgspec
 import trio
 
 from meshnode import __version__, credentials, status
-from meshnode.address import MESH_PORT, OLLAMA_PORT, Address, parse
+from meshnode.address import MESH_PORT, parse
 from meshnode.api.app import App
 from meshnode.api.limits import Limits
 from meshnode.api.server import serve
@@ -29,15 +25,14 @@ from meshnode.api.trace import trace_id
 from meshnode.backend import Backend, Events
 from meshnode.bridges.bridge import Bridge
 from meshnode.bridges.registry import Added, Registry, Removed
-from meshnode.config import Settings
 from meshnode.dispatch import Answer, Dispatcher
 from meshnode.draining import Drain
 from meshnode.errors import ConfigurationError, InvalidRequest, MeshnodeError, ModelNotFound, ModelUnavailable
+from meshnode.front import check_open_api, open_api, open_as_ollama
 from meshnode.gossip.effects import Notify
 from meshnode.gossip.member import Member
 from meshnode.gossip.view import MEMORY, MODEL
 from meshnode.inference import Request
-from meshnode.keys import KeyRing
 from meshnode.mesh.listen import local_address, open_mesh_listeners
 from meshnode.mesh.membership import Membership
 from meshnode.mesh.mesh import Mesh
@@ -47,12 +42,11 @@ from meshnode.routing.explain import Explanation
 from meshnode.routing.policy import POLICIES
 from meshnode.routing.scope import Scope, narrower
 from meshnode.routing.table import RETRY_AFTER_S, Candidate, Listing, listings
-from meshnode.start import Running, Start
+from meshnode.start import Running, Start, run_file
 from meshnode.wire.codec import encode_value
 from meshnode.wire.messages import ModelState
-from meshnode.worker.compute import Compute, FlashAttention, KvType
+from meshnode.worker.configured import models_of
 from meshnode.worker.machine import Memory
-from meshnode.worker.models import Models
 
 log = logging.getLogger("meshnode.node")
 
@@ -82,7 +76,7 @@ class Node:
         self._ollama = ollama
         self._listeners = listeners
         self._secret = secret
-        self._models = _models(start)
+        self._models = models_of(start.settings, cache_dir=start.data_dir.subdirectory("cache"))
         self._registry = Registry(
             start.data_dir,
             configured=start.settings.remote,
@@ -116,7 +110,7 @@ class Node:
                     self.mesh.drain()
                 nursery.start_soon(self._publish)
                 running = self.running()
-                self._start.data_dir.write_run(_run_file(running, self._secret))
+                self._start.data_dir.write_run(run_file(running, self._secret))
                 if is_first:
                     task_status.started(running)
                     is_first = False
@@ -366,35 +360,13 @@ class Node:
         told.update(wanted)
 
 
-def _models(start: Start) -> Models:
-    """Those that the settings name; the demo model when they name none, so that the first run answers."""
-    settings = start.settings
-    given = settings.model
-    if not given and not settings.models_dir:
-        given = (("demo", Path(str(files("meshnode") / "data" / "demo.gguf"))),)
-    return Models(
-        given if settings.worker else (),
-        settings.models_dir if settings.worker else (),
-        cache_dir=start.data_dir.subdirectory("cache"),
-        slots=settings.slots,
-        context_length=settings.context_length,
-        compute=Compute(
-            unified=settings.kv_unified,
-            gpu_layers=settings.gpu_layers,
-            kv_type=KvType(settings.kv_type),
-            flash_attention=FlashAttention(settings.flash_attention),
-        ),
-        keep_alive=settings.keep_alive or math.inf,
-    )
-
-
 async def run(start: Start) -> None:
     """Run one node until SIGINT or SIGTERM. Raises ConfigurationError when it cannot start."""
     settings = start.settings
     keys = credentials.api_keys(start.data_dir)
-    _check_open_api(settings, keys)
-    api_listeners = await _open_api(settings.api)
-    ollama_listeners = await _open_as_ollama(settings.api) if settings.as_ollama else []
+    check_open_api(settings, keys)
+    api_listeners = await open_api(settings.api)
+    ollama_listeners = await open_as_ollama(settings.api) if settings.as_ollama else []
     ollama = str(local_address(ollama_listeners[0])) if ollama_listeners else ""
     mesh_listeners = await open_mesh_listeners([str(address) for address in settings.mesh])
     secret = secrets.token_urlsafe(32)
@@ -420,48 +392,11 @@ async def run(start: Start) -> None:
             await trio.aclose_forcefully(listener)
 
 
-def _check_open_api(settings: Settings, keys: KeyRing) -> None:
-    """Every rival that opened its API by default was reported as vulnerable (design D5, security rule 12)."""
-    if settings.api.is_loopback:
-        return
-    if settings.insecure_api:
-        log.warning("--insecure-api: whoever reaches %s may use this node's models without a key.", settings.api)
-    elif not keys:
-        raise ConfigurationError(
-            f"--api {settings.api} can be reached by other machines, and there is no key for them.",
-            hint="Make one with `meshnode key new`, or add --insecure-api if everyone on that network may use it.",
-        )
-    else:
-        log.warning("--api %s has no TLS: keys and prompts can be read on the way.", settings.api)
-
-
 def _peer_address(text: str) -> str:
     try:
         return str(parse(text, flag="HOST", default_port=MESH_PORT))
     except ConfigurationError as error:
         raise InvalidRequest(error.message, hint=error.hint, param="peer") from error
-
-
-async def _open_api(address: Address) -> list[trio.SocketListener]:
-    try:
-        return list(await trio.open_tcp_listeners(address.port, host=address.host))
-    except OSError as error:
-        raise ConfigurationError(
-            f"--api {address}: {error.strerror or error}.",
-            hint="Stop what uses it, or choose another: --api 127.0.0.1:0 takes any port.",
-        ) from error
-
-
-async def _open_as_ollama(api: Address) -> list[trio.SocketListener]:
-    """None when the port is taken, by Ollama itself most likely: then the node does without."""
-    address = Address(api.host, OLLAMA_PORT)
-    if api == address:
-        return []
-    try:
-        return list(await trio.open_tcp_listeners(address.port, host=address.host))
-    except OSError as error:
-        log.warning("--as-ollama: nothing listens on %s (%s); clients of Ollama find %s.", address, error.strerror or error, api)
-        return []
 
 
 def _log_change(change: Notify) -> None:
@@ -483,17 +418,3 @@ async def _set_at_signal(stopping: trio.Event) -> None:
                 raise KeyboardInterrupt
             log.info("stopping: answers under way may finish; once more stops at once")
             stopping.set()
-
-
-def _run_file(running: Running, secret: str) -> dict[str, Any]:
-    """What the commands need to find this node; the secret makes its reader an admin."""
-    return {
-        "pid": os.getpid(),
-        "name": running.name,
-        "node_id": running.node_id,
-        "mesh_id": running.mesh_id,
-        "api": running.api,
-        "mesh": list(running.mesh),
-        "secret": secret,
-        "started": time.time(),
-    }

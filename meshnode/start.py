@@ -1,7 +1,10 @@
 """What the command line hands to the node, and what the node tells it back."""
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from meshnode.config import Settings
 from meshnode.datadir import DataDir
@@ -31,3 +34,17 @@ class Start:
     data_dir: DataDir
     token: Token
     announce: Callable[[Running], None]
+
+
+def run_file(running: Running, secret: str) -> dict[str, Any]:
+    """What the commands need to find this node; the secret makes its reader an admin."""
+    return {
+        "pid": os.getpid(),
+        "name": running.name,
+        "node_id": running.node_id,
+        "mesh_id": running.mesh_id,
+        "api": running.api,
+        "mesh": list(running.mesh),
+        "secret": secret,
+        "started": time.time(),
+    }
