@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from meshnode import credentials
+from meshnode import credentials, front
 from meshnode import node as node_module
 from meshnode.address import Address
 from meshnode.config import load
@@ -75,14 +75,14 @@ async def test_the_port_of_ollama_is_taken_where_it_is_free_and_done_without_whe
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def opened(api: Address) -> int:
-        listeners = await node_module._open_as_ollama(api)
+        listeners = await front.open_as_ollama(api)
         for listener in listeners:
             await listener.aclose()
         return len(listeners)
 
     (other,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     taken = local_address(other)
-    monkeypatch.setattr(node_module, "OLLAMA_PORT", taken.port)
+    monkeypatch.setattr(front, "OLLAMA_PORT", taken.port)
     assert await opened(Address("127.0.0.1", 1)) == 0
     assert "nothing listens on" in caplog.text
     assert await opened(taken) == 0  # the API itself is there
@@ -111,7 +111,7 @@ async def test_what_does_not_fit_into_the_record_is_told_in_the_log_and_ends_not
 
 def test_an_api_that_others_reach_takes_a_key_or_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def check(keys: KeyRing, **flags: object) -> None:
-        node_module._check_open_api(load({"data_dir": str(tmp_path), **flags}, {}), keys)
+        front.check_open_api(load({"data_dir": str(tmp_path), **flags}, {}), keys)
 
     some = KeyRing()
     some.new(Wanted(), now=0)
