@@ -70,7 +70,7 @@ class _Channel:
         self._socket.sendall(frame(message))
 
 
-def _queue(commands: list[ToChild], waiting: dict[int, Submit], model: LoadedModel) -> None:
+def _queue(commands: Sequence[ToChild], waiting: dict[int, Submit], model: LoadedModel) -> None:
     """Carry out what is cheap: requests join `waiting`, by stream, and cancelled ones leave it or the model."""
     for command in commands:
         match command:
@@ -129,9 +129,10 @@ class _Outbox:
             self._held, self._sent_at = [], time.monotonic()
 
 
-def _serve(channel: _Channel, model: LoadedModel) -> None:
+def _serve(channel: _Channel, model: LoadedModel, early: Sequence[ToChild] = ()) -> None:
     """Until the parent is gone."""
     waiting: dict[int, Submit] = {}
+    _queue(early, waiting, model)
     outbox = _Outbox(channel, model.engine)
     told: tuple[tuple[int, ...], ...] = ()
     told_at = 0.0
@@ -173,9 +174,9 @@ def _told(event: Event | MeshnodeError) -> Event | Failure:
     return event
 
 
-def _load(channel: _Channel) -> LoadedModel | None:
-    """The model that the parent wants, or None after the refusal was told."""
-    (command,) = channel.commands(wait=True)
+def _load(channel: _Channel) -> tuple[LoadedModel, list[ToChild]] | None:
+    """The model that the parent wants, and what came with that: CANCEL of a request to the child before us. None after a refusal."""
+    command, *early = channel.commands(wait=True)
     assert isinstance(command, Load)
     try:
         model = LoadedModel(command)
@@ -184,15 +185,15 @@ def _load(channel: _Channel) -> LoadedModel | None:
         channel.send(Refused(message=message, hint=error.hint, permanent=not isinstance(error, MemoryShort)))
         return None
     channel.send(Ready(context_length=model.context_length, note=model.note, on_gpu=model.on_gpu))
-    return model
+    return model, early
 
 
 def main() -> None:
     channel = _Channel(socket.socket(fileno=int(sys.argv[1])))
     confinement.confine(parent=int(sys.argv[2]))
     try:
-        if model := _load(channel):
-            _serve(channel, model)
+        if loaded := _load(channel):
+            _serve(channel, *loaded)
     except (EOFError, ConnectionError):
         pass  # the parent is gone, and so do we
 

@@ -34,7 +34,7 @@ from meshnode.worker.llama import LlamaRuntime
 from meshnode.worker.loaded import LoadedModel, control
 from meshnode.worker.penalties import Penalties
 from meshnode.worker.process import JOIN_S, _Channel, _serve
-from meshnode.worker.protocol import Cancel, Submit, ToChild
+from meshnode.worker.protocol import Cancel, Load, Submit, ToChild
 from meshnode.worker.runtime import Runtime
 
 PLAIN = Request(id="r", model="m", messages=(Message(role="user", content="Hi"),))
@@ -231,6 +231,7 @@ class CountingModel:
         self.engine = Engine(cast(Runtime, OneSlot()), clock=lambda: 0.0)
         self.busy = False
         self.cancel = self.engine.cancel
+        self.context_length, self.note, self.on_gpu = 256, "", False
 
     def job(self, stream: int, request: Request, chain: tuple[int, ...] = ()) -> Job:
         self.prepared.append(stream)
@@ -291,3 +292,17 @@ def test_short_steps_go_to_the_parent_together_and_nothing_waits_for_a_long_one(
     outbox.flush()
     outbox.flush()
     assert table.sent == [1, 4, 2, 1]
+
+
+def test_what_comes_together_with_load_is_carried_out_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent may cancel a request to the child before this one, as soon as this one is there."""
+    model = CountingModel()
+    monkeypatch.setattr(process, "LoadedModel", lambda _load: model)
+    load = Load(path=b"m.gguf", facts=FACTS, slots=1, context_length=256)
+    script = Script([load, Cancel(7), Submit(1, PLAIN), Submit(2, PLAIN), Cancel(1)], [], [])
+    loaded = process._load(cast(_Channel, script))
+    assert loaded
+    with pytest.raises(EOFError):
+        _serve(cast(_Channel, script), *loaded)
+
+    assert model.prepared == [2]
