@@ -175,7 +175,7 @@ def _told(event: Event | MeshnodeError) -> Event | Failure:
 
 
 def _load(channel: _Channel) -> tuple[LoadedModel, list[ToChild]] | None:
-    """The model that the parent wants, and what came with that: CANCEL of a request to the child before us. None after a refusal."""
+    """The model that the parent wants, and what came with that: CANCEL of a request to the child before. None after a refusal."""
     command, *early = channel.commands(wait=True)
     assert isinstance(command, Load)
     try:
