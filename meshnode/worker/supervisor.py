@@ -239,7 +239,7 @@ class Worker:
         return opened
 
     def _close(self, number: int, stream: Stream) -> None:
-        self._requests.close(number, stream, self._child)
+        self._requests.close(number, stream, self._child if self.state is State.READY else None)
         self.last_used = trio.current_time()
         self._room.change()
 
